@@ -9,8 +9,11 @@
 # RUST is the image that compiles: any with a Rust of at least 1.95, a C compiler and the static libraries of glibc
 # (libc6-dev). BASE is what the program is put into, for those whose rules want another one than nothing, such as
 # gcr.io/distroless/static-debian12.
+# PROFILE is how it is compiled: `dist` to be passed on, and `release` where a changed line has to be built again within a
+# minute. Each profile has its own layer of dependencies, so the first build with another one takes its time.
 ARG RUST=rust:1.95-bookworm
 ARG BASE=scratch
+ARG PROFILE=dist
 
 
 # What decides the dependencies: the manifests of all members, with empty sources.
@@ -29,16 +32,23 @@ RUN cargo install --locked --root /usr/local cargo-auditable@0.7.7
 WORKDIR /src
 # With a target named, build scripts and macros are not linked statically.
 ENV RUSTFLAGS="-C target-feature=+crt-static"
+# Nothing of the first build is left for a second one in a layer.
+ENV CARGO_INCREMENTAL=0
+ARG PROFILE
 RUN rustc -vV | sed -n 's/^host: //p' > /target
 
 # The dependencies change less often than the code: they are a layer of their own.
 COPY --from=manifests /src .
-RUN cargo auditable build --profile dist --locked --target "$(cat /target)" -p jarvis --bin jarvis \
-    && rm -r target/*/dist/.fingerprint/jarvis-* target/*/dist/deps/*jarvis*
+RUN cargo auditable build --profile "$PROFILE" --locked --target "$(cat /target)" -p jarvis --bin jarvis \
+    && rm -r target/*/"$PROFILE"/.fingerprint/jarvis-* target/*/"$PROFILE"/deps/*jarvis*
 
 COPY . .
-RUN cargo auditable build --profile dist --locked --target "$(cat /target)" -p jarvis --bin jarvis \
-    && mv target/*/dist/jarvis /jarvis
+# Here, because another revision would make every layer above stale.
+ARG REVISION=unknown
+# The profile `dist` strips symbols by itself.
+RUN JARVIS_REVISION=$REVISION \
+    cargo auditable build --profile "$PROFILE" --locked --target "$(cat /target)" -p jarvis --bin jarvis \
+    && mv target/*/"$PROFILE"/jarvis /jarvis
 
 
 FROM ${BASE}

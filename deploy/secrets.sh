@@ -36,15 +36,19 @@ write() {
     echo "$1 written"
 }
 
-if ! grep -qs '^JARVIS_REDIS_PASSWORD=.' "$root/.env"; then
-    { [ ! -e "$root/.env" ] || grep -v '^JARVIS_REDIS_PASSWORD=' "$root/.env" || true
-      echo "JARVIS_REDIS_PASSWORD=$(password)"; } | write "$root/.env"
-fi
+# The replicas' password, and that of the user for operators.
+for name in JARVIS_REDIS_PASSWORD JARVIS_REDIS_ADMIN_PASSWORD; do
+    if ! grep -qs "^$name=." "$root/.env"; then
+        { [ ! -e "$root/.env" ] || grep -v "^$name=" "$root/.env" || true
+          echo "$name=$(password)"; } | write "$root/.env"
+    fi
+done
 if ! [ -s "$k8s/users.acl" ] || ! [ -s "$k8s/jarvis.env" ]; then
     mkdir -p "$k8s"
     secret=$(password)
     replace CHANGE-THIS-PASSWORD-OF-REPLICAS "$(password)" <"$acl" |
         replace CHANGE-THIS-PASSWORD-OF-SENTINELS "$(password)" |
+        replace CHANGE-THIS-PASSWORD-OF-ADMIN "$(password)" |
         replace CHANGE-THIS-PASSWORD "$secret" | write "$k8s/users.acl"
     echo "JARVIS_REDIS_URL=redis://jarvis:$secret@redis:6379" | write "$k8s/jarvis.env"
 fi

@@ -28,7 +28,12 @@ fi
 
 case ${1-} in
     --no-build) ;;
-    "") compose build jarvis ;;
+    "")
+        # The image and its metrics name what they were built from.
+        JARVIS_REVISION=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+        export JARVIS_REVISION
+        compose build jarvis
+        ;;
     *) die "unknown argument $1; the only one is --no-build" ;;
 esac
 

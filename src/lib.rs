@@ -3,6 +3,10 @@
 //! [`Server`] owns a replica's life: start, serve, drain. ARCHITECTURE.md describes how the parts
 //! work together.
 
+// The unit tests share files with the integration tests, which name the crate.
+#[cfg(test)]
+extern crate self as jarvis;
+
 pub mod api;
 mod blocking;
 pub mod budget;
@@ -12,6 +16,7 @@ pub mod digest;
 pub mod follow;
 pub mod generation;
 pub mod http;
+mod json_schema;
 pub mod lifecycle;
 pub mod limits;
 pub mod membership;
@@ -32,5 +37,12 @@ mod source_key;
 pub mod telemetry;
 pub mod tls;
 pub mod web;
+
+#[cfg(test)]
+#[path = "../tests/support/decoded.rs"]
+mod decoded;
+#[cfg(test)]
+#[path = "../tests/support/samples.rs"]
+mod samples;
 
 pub use server::Server;

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::fs::{create_dir_all, write};
+use std::fs::write;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
@@ -12,7 +12,7 @@ use serde_json::json;
 use support::client::{Socket, chat, get, history, history_until, joined, until_ok};
 use support::eventually;
 use support::process::{LIMIT, jarvis, ollama_sim};
-use support::redis::{RedisServer, Users};
+use support::redis::{Connection, RedisServer, Users};
 use testkit::folder::Folder;
 use uuid::Uuid;
 
@@ -44,16 +44,70 @@ fn backup(redis: &RedisServer) -> Vec<u8> {
     file
 }
 
-/// Starts a server without data, which reads the backup and then writes its append-only file.
-fn restored(backup: &[u8]) -> RedisServer {
-    let folder = Folder::temporary().expect("a folder");
-    let data = folder.path().join("redis");
-    create_dir_all(&data).expect("a folder of data");
-    write(data.join("backup.rdb"), backup).expect("the backup");
+/// Returns the commands of Redis that a section of docs/OPERATIONS.md has operators run, with the user
+/// of each.
+fn commands_of(section: &str) -> Vec<(String, Vec<String>)> {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/OPERATIONS.md");
+    let page = std::fs::read_to_string(page).expect("a page");
+    let (_, section) = page.split_once(section).unwrap_or_else(|| panic!("no {section}"));
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let section = section.split("\n### ").next().unwrap_or_default();
+    let found = section.split("redis-cli --user ").skip(1).filter_map(|rest| {
+        let mut words = rest.split(['\'', '\n', '`']).next()?.split_whitespace();
+        let user = words.next()?.to_owned();
+        Some((user, words.map(str::to_owned).collect()))
+    });
+    found.collect()
+}
+
+/// Runs a command as a user of the deployments.
+fn run_as(redis: &RedisServer, user: &str, command: &[String]) -> String {
+    let password = format!("Pa55-of-the-tests-OF-{}", user.to_uppercase());
+    let mut connection = Connection::open(redis.port()).expect("a connection");
+    let sign_in = ["AUTH", user, &password].map(str::to_owned);
+    let replies = connection.ask(&[&sign_in[..], command]).expect("replies");
+    assert_eq!(replies[0].text(), "OK", "{user}");
+    replies[1].to_string().trim().to_owned()
+}
+
+/// Restores a backup as the section says: beside the data that is there, by a server that reads no
+/// append-only file and is then told to write one.
+async fn restore(redis: &RedisServer, backup: &[u8]) {
+    write(redis.folder().join("redis/backup.rdb"), backup).expect("the backup");
+    assert!(redis.end(LIMIT));
     let arguments = ["--appendonly", "no", "--dbfilename", "backup.rdb"];
-    let redis = RedisServer::start_in(folder, "redis", &arguments).expect("a server");
-    redis.cli(&["CONFIG", "SET", "appendonly", "yes"]);
-    redis
+    let folder = Folder::at(redis.folder()).expect("a folder");
+    let reading = RedisServer::start_in(folder, "redis", &arguments).expect("a server");
+    let commands = commands_of("\n### Restore\n");
+    let [config, info] = &commands[..2] else { panic!("{commands:?}") };
+    assert_eq!(run_as(&reading, &config.0, &config.1), "OK", "{config:?}");
+    let is_written = eventually(LIMIT, async || {
+        let info = run_as(&reading, &info.0, &info.1);
+        info.contains("aof_rewrite_in_progress:0")
+            && info.contains("aof_rewrite_scheduled:0")
+            && info.contains("aof_last_bgrewrite_status:ok")
+    });
+    assert!(is_written.await, "{}", run_as(&reading, &info.0, &info.1));
+    assert!(reading.end(LIMIT));
+    redis.restart();
+}
+
+#[test]
+fn every_command_of_redis_in_the_runbook_is_one_that_its_user_may_run() {
+    let redis = RedisServer::start_as(Users::Installed);
+    let sections = ["\n### JarvisRedisFull\n", "\n### Restore\n", "\n### Make a backup\n"];
+    let commands: Vec<_> = sections.iter().flat_map(|section| commands_of(section)).collect();
+    assert!(commands.len() >= 7, "{commands:?}");
+    for (user, command) in commands {
+        // The backup of the other test is made as `--rdb` does it.
+        if command[0] == "--rdb" {
+            assert_eq!(user, "replica");
+            assert!(backup(&redis).starts_with(b"REDIS"));
+            continue;
+        }
+        let reply = run_as(&redis, &user, &command);
+        assert!(!reply.starts_with("NOPERM") && !reply.starts_with("ERR"), "{command:?}: {reply}");
+    }
 }
 
 #[tokio::test]
@@ -75,8 +129,7 @@ async fn a_backup_brings_every_session_back_and_the_turn_that_ran_is_finished() 
 
     assert_eq!(chat(&replica, &later, "[[tokens=3]] after").await.status, 200);
     replica.kill();
-    drop(redis);
-    let redis = restored(&backup);
+    restore(&redis, &backup).await;
     let replica = jarvis(&redis.url(), &ollama.url, &[]);
     until_ok(&replica, "/health/ready").await;
     assert_eq!(history(&replica, &ended).await, before);
@@ -93,10 +146,6 @@ async fn a_backup_brings_every_session_back_and_the_turn_that_ran_is_finished() 
     socket.say(&json!({"type": "chat", "message": message})).await;
     let answer = ollama_sim::script_answer(MODEL, message, None, 64);
     assert_eq!(joined(&socket.until("stream_end").await), answer);
-    let is_written = eventually(LIMIT, async || {
-        redis.cli(&["INFO", "persistence"]).contains("aof_rewrite_in_progress:0")
-    });
-    assert!(is_written.await, "{}", redis.cli(&["INFO", "persistence"]));
 }
 
 #[tokio::test]

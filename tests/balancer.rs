@@ -11,8 +11,9 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, chat, get, history, http, send, until_ok};
 use support::eventually;
+use support::fleet::ready_replicas;
 use support::nginx::Nginx;
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::process::{LIMIT, Process, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
 
@@ -27,11 +28,7 @@ async fn fleet(count: usize, settings: &[(&str, &str)]) -> (RedisServer, Process
     // nginx is no trusted proxy here, so that its clients, which are all on this machine, have no limits.
     let log = [("JARVIS_LOG", "debug,fred=off")];
     let settings = [&log[..], settings].concat();
-    let replicas: Vec<_> =
-        (0..count).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let replicas = ready_replicas(count, &redis.url(), &ollama.url, &settings).await;
     (redis, ollama, replicas)
 }
 

@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,11 +12,9 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use support::client::{Socket, get, http, send, until_ok};
 use support::eventually;
-use support::process::{LIMIT, Process, jarvis, logged, ollama_sim};
+use support::process::{LIMIT, Process, jarvis, limited_jarvis, logged, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::setup;
-use testkit::folder::Folder;
-use testkit::server::Plan;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
@@ -217,24 +213,10 @@ async fn requests_that_wait_on_a_socket_are_bounded_by_bytes_too() {
     }
 }
 
-/// Starts a replica whose limits of descriptors are set by this line of a shell.
-fn limited(redis: &RedisServer, ollama: &Process, limits: &str) -> Process {
-    let folder = Folder::temporary().expect("a folder");
-    let script = folder.path().join("limited");
-    let binary = env!("CARGO_BIN_EXE_jarvis");
-    std::fs::write(&script, format!("#!/bin/sh\n{limits}\nexec {binary} \"$@\"\n"))
-        .expect("a file");
-    let runnable = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(&script, runnable).expect("a script");
-    let plan = Plan::replica(PathBuf::from(&script), &redis.url(), &ollama.url, folder);
-    let plan = plan.with([("JARVIS_LOG", "warn,fred=off"), ("JARVIS_DRAIN_TIMEOUT", "1")]);
-    Process::start(plan).unwrap_or_else(|error| panic!("{error:#}"))
-}
-
 #[tokio::test]
 async fn a_low_limit_of_descriptors_is_raised_and_one_that_cannot_be_is_reported() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
-    let replica = limited(&redis, &ollama, "ulimit -Sn 256; ulimit -Hn 1000");
+    let replica = limited_jarvis(&redis.url(), &ollama.url, "ulimit -Sn 256; ulimit -Hn 1000");
     until_ok(&replica, "/health/ready").await;
     let id = replica.id().expect("a process");
     let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).expect("limits");
@@ -247,16 +229,29 @@ async fn a_low_limit_of_descriptors_is_raised_and_one_that_cannot_be_is_reported
     assert!(warned.contains("19000") && warned.contains("admitted=500"), "{warned}");
 }
 
+/// Starts a replica, and holds all connections that it leaves to others than probes: 25 at a time.
+async fn with_all_connections_held(
+    redis: &RedisServer,
+    ollama: &Process,
+) -> (Process, Vec<TcpStream>) {
+    let replica = limited_jarvis(&redis.url(), &ollama.url, "ulimit -n 400");
+    until_ok(&replica, "/health/ready").await;
+    let mut held = Vec::new();
+    for _ in 0..450 {
+        held.push(connection(&replica).await);
+    }
+    (replica, held)
+}
+
+async fn connection(replica: &Process) -> TcpStream {
+    let address = replica.url.trim_start_matches("http://");
+    TcpStream::connect(address).await.expect("a connection")
+}
+
 #[tokio::test]
 async fn health_probes_are_answered_when_strangers_hold_all_connections() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
-    let replica = limited(&redis, &ollama, "ulimit -n 400");
-    until_ok(&replica, "/health/ready").await;
-    let address = replica.url.trim_start_matches("http://").to_owned();
-    let mut held = Vec::new();
-    for _ in 0..450 {
-        held.push(TcpStream::connect(&address).await.expect("a connection"));
-    }
+    let (replica, held) = with_all_connections_held(&redis, &ollama).await;
     let probed = async || get(&replica, "/health/live").await.status == 200;
     assert!(eventually(LIMIT, probed).await, "no answer");
     let refused = get(&replica, "/api/v1/models").await;
@@ -269,26 +264,22 @@ async fn health_probes_are_answered_when_strangers_hold_all_connections() {
 #[tokio::test]
 async fn health_probes_are_answered_in_time_while_silent_connections_come_at_100_a_second() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
-    // 25 connections at a time are left to probes.
-    let replica = limited(&redis, &ollama, "ulimit -n 400");
-    until_ok(&replica, "/health/ready").await;
+    let (replica, held) = with_all_connections_held(&redis, &ollama).await;
     let address = replica.url.trim_start_matches("http://").to_owned();
-    let mut held = Vec::new();
-    for _ in 0..450 {
-        held.push(TcpStream::connect(&address).await.expect("a connection"));
-    }
+    let (come, mut coming) = tokio::sync::watch::channel(0);
     let flood = tokio::spawn(async move {
         let mut flood = Vec::new();
-        for _ in 0..200 {
-            for _ in 0..5 {
-                flood.extend(TcpStream::connect(&address).await);
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        // A hundred a second.
+        let mut pace = tokio::time::interval(Duration::from_millis(10));
+        for _ in 0..1000 {
+            pace.tick().await;
+            flood.extend(TcpStream::connect(&address).await);
+            come.send_replace(flood.len());
         }
         flood
     });
     // Each second more come than 25, which a limit of a second for each would let pass.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::timeout(LIMIT, coming.wait_for(|come| *come >= 300)).await.expect("a flood").ok();
     let began = Instant::now();
     assert_eq!(get(&replica, "/health/live").await.status, 200);
     let took = began.elapsed();

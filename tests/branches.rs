@@ -6,27 +6,15 @@ mod support;
 
 use serde_json::{Value, json};
 use support::client::{
-    Reply, Socket, chat, get, history, http, joined, kinds, post, send, server_sent,
+    Reply, Socket, chat, get, history, history_until, http, joined, kinds, post, send, server_sent,
 };
-use support::client::{history_until, until_ok};
-use support::process::{Process, jarvis, ollama_sim};
-use support::redis::RedisServer;
+use support::fleet::Fleet;
+use support::process::Process;
 use uuid::Uuid;
 
-struct Fleet {
-    redis: RedisServer,
-    ollama: Process,
-    replicas: Vec<Process>,
-}
-
+/// Starts so many replicas, whose host generates at `rate` tokens a second.
 async fn fleet(replicas: usize, rate: &str) -> Fleet {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", rate]);
-    let replicas: Vec<_> = (0..replicas).map(|_| jarvis(&redis.url(), &ollama.url, &[])).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
-    Fleet { redis, ollama, replicas }
+    Fleet::start(replicas, &["--rate", rate], &[]).await
 }
 
 fn id() -> String {

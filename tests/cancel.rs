@@ -7,36 +7,26 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use support::client::{Socket, get, http, post, send, until_ok};
+use support::client::{Socket, get, http, post, send};
 use support::eventually;
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
-use support::redis::RedisServer;
+use support::fleet::Fleet;
+use support::host::stat;
+use support::process::{LIMIT, Process};
 use uuid::Uuid;
 
 const PROMISED: Duration = Duration::from_millis(500);
 /// The answer takes 200 s, so that it does not end by itself while the machine is busy.
 const LONG: &str = "[[tokens=1000]] go on and on";
 
-struct Fleet {
-    redis: RedisServer,
-    host: Process,
-    replicas: Vec<Process>,
+async fn fleet() -> Fleet {
+    // On a busy machine Redis replies late, which is not the subject of these tests.
+    let settings = [("JARVIS_OLLAMA_SLOTS", "256"), ("JARVIS_REDIS_TIMEOUT_MS", "10000")];
+    Fleet::start(2, &["--rate", "5", "--slots", "256"], &settings).await
 }
 
 impl Fleet {
-    async fn start() -> Self {
-        let (redis, host) = (RedisServer::start(), ollama_sim(&["--rate", "5", "--slots", "256"]));
-        // On a busy machine Redis replies late, which is not the subject of these tests.
-        let slots = [("JARVIS_OLLAMA_SLOTS", "256"), ("JARVIS_REDIS_TIMEOUT_MS", "10000")];
-        let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &host.url, &slots)).collect();
-        for replica in &replicas {
-            until_ok(replica, "/health/ready").await;
-        }
-        Self { redis, host, replicas }
-    }
-
     async fn running(&self) -> u64 {
-        get(&self.host, "/sim/stats").await.body["running"].as_u64().expect("a number")
+        stat(&self.ollama, "running").await
     }
 
     async fn until_running(&self, wanted: u64, limit: Duration) -> Duration {
@@ -86,7 +76,7 @@ impl Fleet {
 
 #[tokio::test]
 async fn of_two_hundred_cancels_from_another_replica_the_model_stops_for_99_percent_in_time() {
-    let fleet = Fleet::start().await;
+    let fleet = fleet().await;
     let client = http();
     let begun: Vec<_> = (0..200).map(|_| fleet.answering_to(&client)).collect();
     let sessions: Vec<_> = futures_util::stream::iter(begun).buffer_unordered(20).collect().await;
@@ -136,6 +126,7 @@ impl Pulse {
                 let reply = client.get(format!("{url}/health/live")).send().await;
                 assert!(reply.is_ok_and(|reply| reply.status() == 200));
                 took.push(asked.elapsed());
+                // So many as leave the machine to the cancels.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             took
@@ -156,7 +147,7 @@ impl Pulse {
 
 #[tokio::test]
 async fn a_cancel_whose_hint_is_lost_stops_the_model_all_the_same() {
-    let fleet = Fleet::start().await;
+    let fleet = fleet().await;
     let (session, _watching) = fleet.answering().await;
     // No hint is delivered from now on.
     fleet.redis.cli(&["ACL", "SETUSER", "jarvis", "-ssubscribe"]);
@@ -168,7 +159,7 @@ async fn a_cancel_whose_hint_is_lost_stops_the_model_all_the_same() {
 
 #[tokio::test]
 async fn a_turn_whose_writer_is_dead_is_cancelled_for_good() {
-    let fleet = Fleet::start().await;
+    let fleet = fleet().await;
     let (session, mut watching) = fleet.answering().await;
     fleet.replicas[0].kill();
     let killed = Instant::now();

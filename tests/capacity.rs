@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, send, until_ok};
+use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, send};
 use support::eventually;
+use support::fleet::ready_replicas;
 use support::metrics::{metrics, until_metric_line};
-use support::process::{LIMIT, Process, jarvis, ollama_sim, ollama_sim_at};
+use support::process::{LIMIT, Process, ollama_sim, ollama_sim_at};
 use support::redis::RedisServer;
 use uuid::Uuid;
 
@@ -23,14 +24,6 @@ fn urls(hosts: &[(&Process, usize)]) -> String {
     let hosts: Vec<_> =
         hosts.iter().map(|(host, slots)| format!("{};slots={slots}", host.url)).collect();
     hosts.join(",")
-}
-
-async fn replicas(n: usize, redis: &str, hosts: &str, extra: &[(&str, &str)]) -> Vec<Process> {
-    let replicas: Vec<_> = (0..n).map(|_| jarvis(redis, hosts, extra)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
-    replicas
 }
 
 async fn stats(host: &Process) -> Value {
@@ -116,7 +109,7 @@ async fn no_host_is_overrun_none_idles_while_turns_wait_and_the_estimated_wait_i
     let (a, b, c) = (ollama_sim(&args), ollama_sim(&args), ollama_sim(&args));
     let hosts = [(&a, 4), (&b, 2), (&c, 1)];
     let replicas =
-        replicas(3, &redis.url(), &urls(&hosts), &[("JARVIS_QUEUE_SHARE", "1000")]).await;
+        ready_replicas(3, &redis.url(), &urls(&hosts), &[("JARVIS_QUEUE_SHARE", "1000")]).await;
     let turns = (0..300).map(|n| Waited::through(&replicas[n % 3], "[[tokens=60]] tell me"));
     let look = "return { redis.call('ZCARD', KEYS[1]), redis.call('HLEN', KEYS[2]), \
                 redis.call('HLEN', KEYS[3]), redis.call('HLEN', KEYS[4]) }";
@@ -125,6 +118,7 @@ async fn no_host_is_overrun_none_idles_while_turns_wait_and_the_estimated_wait_i
     let watched = async {
         let (mut looks, mut busy, mut begun) = (0_u32, 0_u32, false);
         loop {
+            // Samples of a run of some seconds.
             tokio::time::sleep(Duration::from_millis(20)).await;
             let seen = redis.cli(&["EVAL", look, "4", waiting, &held[0], &held[1], &held[2]]);
             let seen: Vec<u32> = seen.lines().filter_map(|line| line.parse().ok()).collect();
@@ -173,7 +167,7 @@ async fn a_waiting_turn_gets_its_position_still_when_its_replica_is_gone() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let extra = [("JARVIS_LEASE_MS", "1000")];
-    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let replicas = ready_replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     assert_eq!(chat(&replicas[0], &id(), "[[tokens=125]] warm").await.status, 200);
     let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
     first.say(&json!({"type": "chat", "message": "[[tokens=200]] first"})).await;
@@ -202,7 +196,7 @@ async fn a_host_that_describes_no_model_costs_its_own_turns_only() {
     // The model is loaded there, so that this host is preferred.
     let load = json!({"model": "tinyllama", "messages": []});
     assert_eq!(post(&well, "/api/chat", &load).await.status, 200);
-    let replicas = replicas(1, &redis.url(), &urls(&[(&mute, 1), (&well, 1)]), &[]).await;
+    let replicas = ready_replicas(1, &redis.url(), &urls(&[(&mute, 1), (&well, 1)]), &[]).await;
     for _ in 0..3 {
         let began = Instant::now();
         let reply = chat(&replicas[0], &id(), "[[tokens=3]] quick").await;
@@ -221,7 +215,7 @@ async fn a_host_that_describes_no_model_costs_its_own_turns_only() {
 async fn a_turn_whose_model_is_deleted_while_it_waits_gets_an_error_that_says_so() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "20", "--models", "tinyllama,other"]);
-    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let replicas = ready_replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
     let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
     first.say(&json!({"type": "chat", "message": "[[tokens=400]] first"})).await;
     first.until("stream_start").await;
@@ -240,7 +234,7 @@ async fn a_turn_whose_model_is_deleted_while_it_waits_gets_an_error_that_says_so
 async fn a_waiting_turn_gets_its_position_at_once_and_as_it_changes() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
-    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let replicas = ready_replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
     let warm = chat(&replicas[0], &id(), "[[tokens=20]] warm").await;
     assert_eq!(warm.status, 200, "{}", warm.body);
     let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
@@ -281,7 +275,7 @@ async fn a_position_that_stays_costs_no_publish_a_second_and_a_late_reader_gets_
     const WAITING: usize = 60;
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "20"]);
-    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let replicas = ready_replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
     let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
     first
         .say(&json!({"type": "chat", "message": "[[tokens=20000]] first", "max_tokens": 20000}))
@@ -305,6 +299,7 @@ async fn a_position_that_stays_costs_no_publish_a_second_and_a_late_reader_gets_
         calls.and_then(|calls| calls.parse::<usize>().ok()).expect("a count")
     };
     let before = published();
+    // The queue renews its estimates once a second: four times.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let calls = published() - before;
     // Each piece of the running answer is a publish.
@@ -339,7 +334,7 @@ impl Outage {
         let redis = RedisServer::start();
         let sim = ollama_sim(&Self::HOST);
         let extra = [("JARVIS_HOST_WAIT_TIMEOUT", limit)];
-        let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+        let replicas = ready_replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
         Self { redis, sim, replicas }
     }
 
@@ -510,7 +505,7 @@ async fn an_answer_whose_host_stays_away_for_too_long_ends_with_one_error_and_is
 async fn a_waiting_turn_gets_its_position_over_an_event_stream_and_can_be_cancelled() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
-    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let replicas = ready_replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
     let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
     first.say(&json!({"type": "chat", "message": "[[tokens=60]] first"})).await;
     first.until("stream_start").await;
@@ -542,7 +537,7 @@ async fn a_full_queue_is_503_with_a_retry_time() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let extra = [("JARVIS_QUEUE_LIMIT", "1")];
-    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let replicas = ready_replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     let replica = &replicas[0];
     assert_eq!(chat(replica, &id(), "[[tokens=100]] warm").await.status, 200);
     let (one, two) = (id(), id());
@@ -572,7 +567,7 @@ async fn one_address_may_not_fill_the_queue_with_sessions() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let extra = [("JARVIS_QUEUE_SHARE", "1"), ("JARVIS_TRUSTED_PROXIES", "127.0.0.0/8")];
-    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let replicas = ready_replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     let from = async |address: &str, message: &str| {
         let request = http().post(format!("{}/api/v1/chat/", replicas[0].url));
         // An address that a client claims by itself comes before the one that the proxy saw.
@@ -607,7 +602,7 @@ async fn twenty_sessions_of_one_address_delay_another_address_by_one_turn() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let extra = [("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
-    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let replicas = ready_replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     let from = async |address: &str| {
         let request = http().post(format!("{}/api/v1/chat/", replicas[0].url));
         let request = request.header("x-forwarded-for", address);
@@ -636,7 +631,7 @@ async fn a_waiting_turn_without_a_listener_is_abandoned_only_while_the_queue_is_
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "20"]);
     let extra = [("JARVIS_ABANDON_AFTER", "1"), ("JARVIS_QUEUE_LIMIT", "5")];
-    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let replicas = ready_replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     let depth = || redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]);
     let submit = async |message: &str| {
         let (mut socket, welcome) = Socket::open(&replicas[0], "/ws").await;
@@ -690,7 +685,7 @@ async fn the_slots_of_a_killed_replica_are_in_full_use_within_the_lease_and_a_se
     let sim = ollama_sim(&["--slots", "8", "--rate", "20"]);
     let lease = Duration::from_secs(1);
     let extra = [("JARVIS_LEASE_MS", "1000")];
-    let mut replicas = replicas(3, &redis.url(), &urls(&[(&sim, 4)]), &extra).await;
+    let mut replicas = ready_replicas(3, &redis.url(), &urls(&[(&sim, 4)]), &extra).await;
     let doomed = replicas.remove(0);
     let mut held = Vec::new();
     for _ in 0..4 {
@@ -728,7 +723,7 @@ async fn what_a_paused_replica_had_running_beyond_its_lease_is_counted() {
     // Neither stream can end by itself while the test waits: 1,000 tokens take 100 s.
     let sim = ollama_sim(&["--slots", "8", "--rate", "10"]);
     let extra = [("JARVIS_LEASE_MS", "1000")];
-    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let replicas = ready_replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     let counted =
         async || metrics(&replicas[0]).await.contains("jarvis_streams_beyond_lease_total 1");
     let (mut socket, _) = Socket::open(&replicas[0], "/ws").await;
@@ -750,7 +745,7 @@ async fn a_host_that_hangs_delays_no_other_turn_and_its_turns_continue_elsewhere
     let (a, b, c) = (ollama_sim(&args), ollama_sim(&args), ollama_sim(&args));
     let extra = [("JARVIS_TOKEN_GAP_TIMEOUT", "1"), ("JARVIS_FIRST_TOKEN_TIMEOUT", "2")];
     let hosts = urls(&[(&a, 2), (&b, 2), (&c, 2)]);
-    let replicas = replicas(2, &redis.url(), &hosts, &extra).await;
+    let replicas = ready_replicas(2, &redis.url(), &hosts, &extra).await;
     let stuck: Vec<_> = (0..6).map(|_| id()).collect();
     let turns = stuck
         .iter()
@@ -787,7 +782,7 @@ async fn a_host_that_hangs_delays_no_other_turn_and_its_turns_continue_elsewhere
 async fn where_a_slot_is_free_a_turn_costs_one_call_to_join_and_one_to_give_it_up() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&[]);
-    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 2)]), &[]).await;
+    let replicas = ready_replicas(1, &redis.url(), &urls(&[(&sim, 2)]), &[]).await;
     assert_eq!(chat(&replicas[0], &id(), "[[tokens=3]] warm").await.status, 200);
     let released = async || redis.cli(&["KEYS", "jarvis:{queue}:ticket:*"]).trim().is_empty();
     until("the first turn's slot is released", LIMIT, released).await;
@@ -808,7 +803,7 @@ async fn where_a_slot_is_free_a_turn_costs_one_call_to_join_and_one_to_give_it_u
 async fn a_host_that_reports_itself_full_is_waited_for() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&[]);
-    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 2)]), &[]).await;
+    let replicas = ready_replicas(1, &redis.url(), &urls(&[(&sim, 2)]), &[]).await;
     let reply = chat(&replicas[0], &id(), "[[tokens=5 fault=busy]] patient").await;
     assert_eq!(reply.status, 200, "{}", reply.body);
     assert_eq!(stats(&sim).await["started"], 1);
@@ -818,7 +813,7 @@ async fn a_host_that_reports_itself_full_is_waited_for() {
 async fn metrics_for_autoscaling_have_the_true_values() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
-    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let replicas = ready_replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
     let sessions = [id(), id(), id()];
     let turns = sessions.iter().map(|session| chat(&replicas[0], session, "[[tokens=60]] go"));
     let figures = async {
@@ -826,7 +821,7 @@ async fn metrics_for_autoscaling_have_the_true_values() {
             "jarvis_queue_depth 2".to_owned(),
             "jarvis_turns_per_slot 3".to_owned(),
             format!("jarvis_slots_used{{host=\"{}\"}} 1", sim.url),
-            format!("jarvis_slots_total{{host=\"{}\"}} 1", sim.url),
+            format!("jarvis_slots{{host=\"{}\"}} 1", sim.url),
         );
         until("the figures", LIMIT, async || {
             let metrics = metrics(&replicas[0]).await;
@@ -837,4 +832,27 @@ async fn metrics_for_autoscaling_have_the_true_values() {
     let (replies, ()) = tokio::join!(join_all(turns), figures);
     assert!(replies.iter().all(|reply| reply.status == 200));
     assert!(metrics(&replicas[0]).await.contains("jarvis_queue_wait_seconds"));
+}
+
+#[tokio::test]
+async fn a_host_that_runs_fewer_at_a_time_than_its_slots_is_reported_and_one_that_runs_all_is_not()
+{
+    for (parallel, unused) in [("1", 3), ("4", 0)] {
+        let redis = RedisServer::start();
+        let sim = ollama_sim(&["--rate", "100", "--slots", parallel]);
+        let (replica, log) =
+            support::process::logged(&redis.url(), &format!("{};slots=4", sim.url), &[]);
+        until_ok(&replica, "/health/ready").await;
+        let turns = (0..16).map(|_| async {
+            let reply = chat(&replica, &id(), "[[tokens=30]] go").await;
+            assert_eq!(reply.status, 200, "{}", reply.body);
+        });
+        join_all(turns).await;
+        let line = format!("jarvis_host_slots_unused{{host=\"{}\"}} {unused}", sim.url);
+        let is_set = async || metrics(&replica).await.contains(&line);
+        until(&line, LIMIT, is_set).await;
+        let log = std::fs::read_to_string(log).expect("a log");
+        let warnings = log.matches("model host runs fewer requests than its slots").count();
+        assert_eq!(warnings, usize::from(unused > 0), "{parallel}: {log}");
+    }
 }

@@ -3,28 +3,23 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::client::{Socket, chat, get, http, joined, kinds, post, send, until_ok};
 use support::eventually;
+use support::fleet::{Fleet, ready_replicas};
 use support::metrics::metrics;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
 
-struct Fleet {
-    redis: RedisServer,
-    ollama: Process,
-    replicas: Vec<Process>,
-}
+/// The time from the death of a replica to the next character at a client of another one.
+const CONTINUED: Duration = Duration::from_secs(1);
 
-async fn fleet(replicas: usize, sim: &[&str]) -> Fleet {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(sim);
-    let replicas: Vec<_> = (0..replicas).map(|_| jarvis(&redis.url(), &ollama.url, &[])).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
-    Fleet { redis, ollama, replicas }
+/// Starts so many replicas, whose host has these arguments.
+async fn fleet(replicas: usize, host: &[&str]) -> Fleet {
+    Fleet::start(replicas, host, &[]).await
 }
 
 fn id() -> String {
@@ -452,7 +447,9 @@ async fn a_killed_replica_is_replaced_without_a_lost_character() {
     fleet.replicas[0].kill();
     let killed = std::time::Instant::now();
     let next = watching.event().await;
-    println!("the answer continued {:?} after the kill", killed.elapsed());
+    let paused = killed.elapsed();
+    println!("the answer continued {paused:?} after the kill");
+    assert!(paused < CONTINUED, "{paused:?}");
     events.push(next);
     events.extend(watching.until("stream_end").await);
     assert_eq!(joined(&events), expected);
@@ -468,10 +465,7 @@ async fn a_killed_replica_is_noticed_by_its_lost_connections_and_a_paused_one_is
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "60"]);
     let long_lease = [("JARVIS_LEASE_MS", "60000")];
-    let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &long_lease)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let replicas = ready_replicas(3, &redis.url(), &ollama.url, &long_lease).await;
     let path = format!("/ws?session_id={}", id());
     let (mut asking, _) = Socket::open(&replicas[0], &path).await;
     let message = "[[tokens=300]] survive";

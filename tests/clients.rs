@@ -15,38 +15,23 @@ use tokio::process::Command;
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "its packages take minutes to install: make verify FILTER=clients"]
 async fn langchain_chats_calls_tools_and_embeds_over_both_apis() {
-    let checks = [
-        "openai_chat",
-        "openai_tools",
-        "openai_structured",
-        "openai_embeddings",
-        "ollama_chat",
-        "ollama_tools",
-        "ollama_structured",
-        "ollama_embeddings",
-    ];
-    Sdk::Python.passes("clients/langchain", &checks).await;
+    let checks = "openai_chat openai_tools openai_choices openai_structured openai_embeddings \
+        ollama_chat ollama_tools ollama_structured ollama_embeddings";
+    Sdk::Python.passes("clients/langchain", checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "its packages take minutes to install: make verify FILTER=clients"]
 async fn litellm_chats_calls_tools_and_embeds_over_both_apis() {
-    let checks = [
-        "openai_chat",
-        "openai_tools",
-        "openai_embeddings",
-        "ollama_chat",
-        "ollama_embeddings",
-        "errors",
-    ];
-    Sdk::Python.passes("clients/litellm", &checks).await;
+    let checks = "openai_chat openai_tools openai_embeddings ollama_chat ollama_embeddings errors";
+    Sdk::Python.passes("clients/litellm", checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "its packages take minutes to install: make verify FILTER=clients"]
 async fn vercels_ai_sdk_streams_calls_tools_and_embeds() {
-    let checks = ["whole", "streamed", "tools", "structured", "embedded", "errors"];
-    Sdk::Node.passes("clients/vercel", &checks).await;
+    let checks = "whole streamed tools choices structured embedded errors";
+    Sdk::Node.passes("clients/vercel", checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

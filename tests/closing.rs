@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use proptest::prelude::*;
@@ -13,7 +13,9 @@ use support::client::{Socket, chat, get, until_ok};
 use support::eventually;
 use support::metrics::until_metric_line;
 use support::process::{LIMIT, Process};
-use support::raw::{CLOSE, PING, PONG, Raw, TEXT, close, close_payload, masked};
+use support::raw::{
+    CLOSE, PING, PONG, Raw, TEXT, close, close_payload, masked, reads_head_and_events_apart,
+};
 use support::setup::{Setup, setup};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
@@ -463,24 +465,8 @@ async fn a_client_that_never_answers_a_close_is_disconnected_in_time() {
 #[tokio::test]
 async fn the_head_of_the_handshake_comes_alone_fifty_times_of_fifty() {
     let Setup { replica, .. } = &setup("500", &[]).await;
-    let (mut alone, mut late) = (0, 0);
-    while alone < 50 {
-        let asked = Instant::now();
-        let mut raw = Raw::connect(replica, "/ws").await;
-        let head = raw.one_read().await;
-        assert!(head.starts_with(b"HTTP/1.1 101 "), "no handshake");
-        if !head.ends_with(b"\r\n\r\n") {
-            // On a busy machine this client itself may be late; such a try shows nothing.
-            assert!(asked.elapsed() >= WELCOME_DELAY, "{}", String::from_utf8_lossy(&head));
-            late += 1;
-            assert!(late < 10, "the head never comes alone");
-            continue;
-        }
-        alone += 1;
-        let frame = raw.one_read().await;
-        assert_eq!(frame[0], 0x81, "not a text frame");
-        assert!(String::from_utf8_lossy(&frame).contains(r#""type":"connection""#));
-    }
+    let address = replica.url.trim_start_matches("http://");
+    reads_head_and_events_apart(address, 50, WELCOME_DELAY).await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use support::client::{
     Socket, get, http, joined, kinds, narrow, post, send, server_sent, until_ok,
 };
 use support::eventually;
+use support::host::stat;
 use support::metrics::metrics;
 use support::process::{LIMIT, Process, logged_jarvis, ollama_sim};
 use support::redis::RedisServer;
@@ -443,7 +444,7 @@ async fn a_client_that_leaves_cancels_its_turn_only_where_it_requested_that() {
         watching.until(end).await;
     }
     // The event may come before the host has noticed that its client is gone.
-    let stopped = async || get(ollama, "/sim/stats").await.body["running"] == 0;
+    let stopped = async || stat(ollama, "running").await == 0;
     assert!(eventually(LIMIT, stopped).await, "a model still runs");
 }
 

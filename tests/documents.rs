@@ -223,3 +223,50 @@ fn a_release_needs_crates_without_a_known_hole_and_every_test_run_their_sources(
     let check = read("xtask/src/check.rs");
     assert!(check.contains(r#"["deny", "check", "bans", "licenses", "sources"]"#), "{check}");
 }
+
+#[test]
+fn the_newest_notes_of_a_release_are_of_this_version_and_layout_and_say_how_to_go_back() {
+    let cargo = read("Cargo.toml");
+    let version = cargo.lines().find_map(|line| line.strip_prefix("version = \""));
+    let version = version.and_then(|rest| rest.strip_suffix('"')).expect("a version");
+    let changes = read("CHANGELOG.md");
+    let newest = changes.split("\n## ").nth(1).expect("a release");
+    assert_eq!(newest.lines().next(), Some(version), "the newest section is of another version");
+    for part in ["Upgrade", "Rollback", "Layout"] {
+        let text = newest.split_once(&format!("\n### {part}\n")).map(|(_, rest)| rest);
+        let text = text.unwrap_or_else(|| panic!("{version} has no {part}"));
+        let text = text.split("\n### ").next().unwrap_or_default().trim();
+        assert!(text.len() > 50, "{part} of {version}: {text}");
+        if part == "Layout" {
+            let layout = read("src/redis/layout.rs");
+            let (_, layout) = layout.split_once("LAYOUT: &str = \"").expect("a layout");
+            let layout = layout.split('"').next().unwrap_or_default();
+            assert!(text.contains(&format!("layout {layout}.")), "{text}");
+        }
+    }
+    for (file, line) in [
+        ("docker-compose.yml", format!("image: jarvis:{version}")),
+        ("Dockerfile", format!("ARG VERSION={version}")),
+        ("k8s/kustomization.yaml", format!("newTag: {version}")),
+    ] {
+        assert!(read(file).contains(&line), "{file} is not of {version}");
+    }
+}
+
+#[test]
+fn the_image_knows_its_revision_and_every_builder_may_choose_the_profile() {
+    let (file, compose) = (read("Dockerfile"), read("docker-compose.yml"));
+    let (_, last) = file.rsplit_once("cargo auditable build").expect("a build");
+    let before = file.split("cargo auditable build").nth(1).expect("two builds");
+    assert!(
+        last.contains("--profile \"$PROFILE\"") && before.contains("JARVIS_REVISION=$REVISION")
+    );
+    assert_eq!(file.matches("--profile \"$PROFILE\"").count(), 2, "both have one profile");
+    for argument in
+        ["REVISION: ${JARVIS_REVISION:-unknown}", "PROFILE: ${JARVIS_BUILD_PROFILE:-dist}"]
+    {
+        assert!(compose.contains(argument), "{argument}");
+    }
+    assert!(read("deploy/upgrade.sh").contains("export JARVIS_REVISION"));
+    assert!(read("xtask/src/deployment.rs").contains("jarvis_build_info"));
+}

@@ -6,10 +6,14 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::client::{Socket, chat, get, history, history_until, http, post, send, until_ok};
+use support::client::{
+    Socket, chat, get, history, history_until, http, post, send, until_ok, with,
+};
 use support::eventually;
-use support::metrics::{metrics, settled_copies, until_metric};
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::fleet::ready_replicas;
+use support::host::stat;
+use support::metrics::{metrics, settled_copies, until_metric, until_metric_line};
+use support::process::{LIMIT, Process, ollama_sim};
 use support::redis::{RedisSentinels, RedisServer};
 use uuid::Uuid;
 
@@ -25,12 +29,19 @@ struct Fleet {
 impl Fleet {
     /// Starts three replicas, each of which sends its copies to another one.
     async fn at_rate(rate: &str) -> Self {
+        Self::with(&["--rate", rate], &[]).await
+    }
+
+    /// Does so with a context window for any conversation.
+    async fn with_large_window() -> Self {
+        let host = ["--rate", "20000", "--model-ctx", "200000"];
+        Self::with(&host, &[("JARVIS_NUM_CTX", "200000")]).await
+    }
+
+    async fn with(host: &[&str], settings: &[(&str, &str)]) -> Self {
         let redis = RedisServer::start();
-        let ollama = ollama_sim(&["--rate", rate]);
-        let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &[])).collect();
-        for replica in &replicas {
-            until_ok(replica, "/health/ready").await;
-        }
+        let ollama = ollama_sim(host);
+        let replicas = ready_replicas(3, &redis.url(), &ollama.url, settings).await;
         for replica in &replicas {
             let sends = eventually(LIMIT, async || {
                 let session = Uuid::new_v4().to_string();
@@ -62,15 +73,78 @@ impl Fleet {
     /// with the replica that did it.
     async fn lose<T>(&self, replica: usize, copies: u64, act: impl AsyncFnOnce() -> T) -> T {
         let before = settled_copies(&self.replicas[replica]).await;
+        let act_and_send = async || {
+            let done = act().await;
+            let are_sent = eventually(LIMIT, async || {
+                settled_copies(&self.replicas[replica]).await >= before + copies
+            });
+            assert!(are_sent.await, "{}", metrics(&self.replicas[replica]).await);
+            done
+        };
+        self.lose_at_once(replica, act_and_send).await
+    }
+
+    /// Does what is to be lost, and then loses it together with the replica that did it.
+    async fn lose_at_once<T>(&self, replica: usize, act: impl AsyncFnOnce() -> T) -> T {
         self.redis.remember();
         let done = act().await;
-        let are_sent = eventually(LIMIT, async || {
-            settled_copies(&self.replicas[replica]).await >= before + copies
-        });
-        assert!(are_sent.await, "{}", metrics(&self.replicas[replica]).await);
         self.replicas[replica].kill();
         self.redis.lose_what_came_since();
         done
+    }
+
+    /// Waits until the first replica has given up the copy of something because of its size.
+    async fn until_too_large(&self) {
+        let line = "jarvis_redo_copies_total{outcome=\"dropped\"} 1";
+        until_metric_line(&self.replicas[0], line).await;
+    }
+
+    /// Has the first replica begin a turn with this question, loses both, and repeats the request at the
+    /// second one, which `then` may start. The turn is gone, and its key begins one anew.
+    async fn costs_the_turn(
+        &self,
+        question: &str,
+        begun: impl AsyncFnOnce(),
+        then: impl AsyncFnOnce(),
+    ) {
+        let key = Uuid::new_v4().to_string();
+        let request = json!({"model": MODEL, "stream": true, "temperature": 0,
+            "messages": [{"role": "user", "content": question}]});
+        let ask = |replica: usize, request: Value| {
+            let url = format!("{}/v1/chat/completions", self.replicas[replica].url);
+            http().post(url).header("idempotency-key", &key).json(&request)
+        };
+        let lost = self.lose_at_once(0, async || {
+            let mut response = ask(0, request.clone()).send().await.expect("a response");
+            let mut text = String::new();
+            while !text.contains("content\":\"") || !text.contains("\"id\"") {
+                let chunk = response.chunk().await.expect("a chunk").expect("more");
+                text.push_str(&String::from_utf8_lossy(&chunk));
+            }
+            begun().await;
+            let chunk = text.lines().find_map(|line| line.strip_prefix("data: "));
+            let chunk: Value = serde_json::from_str(chunk.expect("a chunk")).expect("JSON");
+            chunk["id"].clone()
+        });
+        let lost = lost.await;
+        assert!(lost.is_string(), "{lost}");
+        then().await;
+        // The host of the dead replica stops, and no other replica goes on with its turn.
+        let stopped = eventually(LIMIT, async || stat(&self.ollama, "running").await == 0).await;
+        assert!(stopped, "the lost turn runs");
+        let started = stat(&self.ollama, "started").await;
+        let mut repeated = None;
+        let answered = eventually(LIMIT, async || {
+            let reply = send(ask(1, with(request.clone(), "stream", json!(false)))).await;
+            let is_whole = reply.status == 200;
+            repeated = Some(reply.body);
+            is_whole
+        });
+        assert!(answered.await, "{repeated:?}");
+        let repeated = repeated.expect("a reply");
+        assert_ne!(repeated["id"], lost, "another turn");
+        assert_eq!(repeated["choices"][0]["message"]["content"], expected(question).as_str());
+        assert_eq!(stat(&self.ollama, "started").await, started + 1, "it was answered once");
     }
 
     async fn history(&self) -> Vec<Value> {
@@ -140,7 +214,7 @@ async fn a_failover_that_lost_the_end_of_a_turn_together_with_its_writer_keeps_t
 async fn a_failover_that_lost_a_turn_with_its_end_and_its_writer_keeps_both() {
     let fleet = Fleet::at_rate("200").await;
     let message = "[[tokens=30]] all of it";
-    let started = async || get(&fleet.ollama, "/sim/stats").await.body["started"].clone();
+    let started = async || stat(&fleet.ollama, "started").await;
     let reply = fleet.lose(0, 2, async || chat(&fleet.replicas[0], &fleet.session, message).await);
     let reply = reply.await;
     let before = started().await;
@@ -149,6 +223,61 @@ async fn a_failover_that_lost_a_turn_with_its_end_and_its_writer_keeps_both() {
     assert_eq!(history[1]["generation_id"], reply.body["generation_id"]);
     assert_eq!(history[1]["timestamp"], reply.body["timestamp"]);
     assert_eq!(started().await, before, "it was not generated anew");
+}
+
+#[tokio::test]
+async fn an_end_that_is_too_large_for_a_copy_costs_its_text_but_the_answer_is_continued() {
+    let fleet = Fleet::with_large_window().await;
+    let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
+    let message = "[[tokens=60000]] at length";
+    asking.say(&json!({"type": "chat", "message": message, "max_tokens": 60000})).await;
+    watching.until("stream_chunk").await;
+    let delivered = fleet.lose_at_once(0, async || {
+        let events = watching.until("stream_end").await;
+        fleet.until_too_large().await;
+        events
+    });
+    let delivered = delivered.await.pop().expect("an end");
+    let history = fleet.history_until(|messages| messages.len() == 2).await;
+    assert_eq!(delivered["full_response"], expected(message).as_str());
+    assert_eq!(history[1]["content"], delivered["full_response"]);
+    assert_eq!(history[1]["writers"], 2, "the text after the failover's was made again");
+    assert_ne!(history[1]["timestamp"], delivered["timestamp"], "the end is another one");
+}
+
+#[tokio::test]
+async fn a_turn_that_is_too_large_for_a_copy_is_lost_with_its_replica_and_begins_anew_by_its_key() {
+    let fleet = Fleet::with_large_window().await;
+    let question = format!("[[tokens=400 rate=20]] {}", "word ".repeat(60_000));
+    fleet.costs_the_turn(&question, async || fleet.until_too_large().await, async || {}).await;
+}
+
+#[tokio::test]
+async fn a_turn_of_the_only_replica_is_lost_with_it_and_begins_anew_by_its_key() {
+    let fleet = Fleet::with_large_window().await;
+    for replica in &fleet.replicas[1..] {
+        replica.kill();
+    }
+    // Nobody is left to take a copy, and then no more are sent.
+    let copies = async || {
+        let text = metrics(&fleet.replicas[0]).await;
+        let lines = text.lines().filter(|line| line.starts_with("jarvis_redo_copies_total"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let is_alone = eventually(LIMIT, async || {
+        settled_copies(&fleet.replicas[0]).await;
+        let before = copies().await;
+        let session = Uuid::new_v4().to_string();
+        let reply = chat(&fleet.replicas[0], &session, "[[tokens=1]] warm").await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        copies().await == before
+    });
+    assert!(is_alone.await, "{}", copies().await);
+    let back = async || {
+        fleet.replicas[1].restart().expect("a replica");
+        until_ok(&fleet.replicas[1], "/health/ready").await;
+    };
+    fleet.costs_the_turn("[[tokens=400 rate=20]] alone", async || {}, back).await;
 }
 
 #[tokio::test]
@@ -166,8 +295,7 @@ async fn a_failover_that_lost_a_cancel_together_with_its_replica_does_not_bring_
         .await;
     let history = fleet.history_until(|messages| messages.len() == 2).await;
     assert_eq!(history[1]["status"], "cancelled");
-    let stats = get(&fleet.ollama, "/sim/stats").await.body;
-    assert_eq!(stats["running"], 0);
+    assert_eq!(stat(&fleet.ollama, "running").await, 0);
 }
 
 #[tokio::test]
@@ -234,7 +362,7 @@ async fn a_failover_that_lost_a_whole_turn_and_its_cancel_leaves_nothing_of_it()
     assert_eq!(reply.status, 200, "{}", reply.body);
     let history = fleet.history_until(|messages| messages.len() == 4).await;
     assert_eq!(history[2]["content"], "[[tokens=3]] after");
-    let running = async || get(&fleet.ollama, "/sim/stats").await.body["running"] == 0;
+    let running = async || stat(&fleet.ollama, "running").await == 0;
     assert!(eventually(LIMIT, running).await, "the answer is still generated");
 }
 
@@ -244,8 +372,8 @@ async fn a_repeat_that_comes_before_its_lost_turn_is_restored_is_answered_once_a
     let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
     let message = "[[tokens=60]] again";
     let request = json!({"type": "chat", "message": message, "message_id": "once"});
-    let started = async || get(&fleet.ollama, "/sim/stats").await.body["started"].as_u64();
-    let before = started().await.expect("a number");
+    let started = async || stat(&fleet.ollama, "started").await;
+    let before = started().await;
     fleet.redis.remember();
     asking.say(&request).await;
     let events = watching.until("stream_chunk").await;
@@ -259,7 +387,7 @@ async fn a_repeat_that_comes_before_its_lost_turn_is_restored_is_answered_once_a
     fleet.replicas[0].resume();
     let history = fleet.history_until(|messages| messages.len() == 2).await;
     assert_eq!(history[1]["content"], expected(message).as_str());
-    assert_eq!(started().await, Some(before + 2), "the model answered twice");
+    assert_eq!(started().await, before + 2, "the model answered twice");
     // The first writer comes back, and leaves it at that.
     until_ok(&fleet.replicas[0], "/health/ready").await;
     assert_eq!(chat(&fleet.replicas[0], &fleet.session, "and on").await.status, 200);
@@ -296,10 +424,7 @@ async fn an_outage_of_the_redis_replicas_does_not_delay_turns_and_has_copies_sen
     let redis = RedisSentinels::start();
     let ollama = ollama_sim(&["--rate", "1000"]);
     let slots = [("JARVIS_OLLAMA_SLOTS", "64")];
-    let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &ollama.url, &slots)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let replicas = ready_replicas(2, &redis.url(), &ollama.url, &slots).await;
     let turns = async || {
         let started = Instant::now();
         let all = (0..TURNS).map(async |_| {

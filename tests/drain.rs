@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::client::{Socket, get, http, joined, post, rest_of, send, server_sent, until_ok};
 use support::eventually;
+use support::host::stat;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
@@ -98,7 +99,7 @@ async fn an_answer_that_ends_in_time_is_delivered_and_another_is_found_on_the_ne
     let term = async {
         watching.until("stream_chunk").await;
         // The long request was sent with the short one; it is accepted, too, once the host runs it.
-        let both_run = async || get(&ollama, "/sim/stats").await.body["running"] == 2;
+        let both_run = async || stat(&ollama, "running").await == 2;
         assert!(eventually(LIMIT, both_run).await, "the host does not run both");
         old.terminate();
     };

@@ -8,9 +8,12 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use support::client::{Reply, get, http, post, send, until_ok};
+use support::client::{Reply, http, post, send, until_ok};
+use support::host::{requests, stat};
+use support::owned::used;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
+use support::setup::{Setup, setup_on};
 use support::tokens::{SECRET, token};
 use testkit::eventually;
 use tokio::time::Instant;
@@ -21,20 +24,6 @@ const MODEL: &str = "tinyllama:latest";
 /// The texts of one request, at most.
 const TEXTS: usize = 2048;
 
-struct Setup {
-    replica: Process,
-    host: Process,
-    _redis: RedisServer,
-}
-
-async fn setup(host: &[&str], settings: &[(&str, &str)]) -> Setup {
-    let redis = RedisServer::start();
-    let host = ollama_sim(host);
-    let replica = jarvis(&redis.url(), &host.url, settings);
-    until_ok(&replica, "/health/ready").await;
-    Setup { replica, host, _redis: redis }
-}
-
 /// Returns a request with so many texts, of one to five words.
 fn request(texts: usize) -> Value {
     let text = |number: usize| format!("text {number}{}", " word".repeat(number % 4));
@@ -43,9 +32,7 @@ fn request(texts: usize) -> Value {
 
 /// Returns how many texts each request that the host got had.
 async fn slices(host: &Process) -> Vec<usize> {
-    let asked = get(host, "/sim/requests").await.body;
-    let asked = asked["requests"].as_array().expect("a journal");
-    let embedded = asked.iter().filter(|asked| asked["path"] == "/api/embed");
+    let embedded = requests(host, OLLAMA).await.into_iter();
     embedded.map(|asked| asked["request"]["input"].as_array().map_or(0, Vec::len)).collect()
 }
 
@@ -61,17 +48,6 @@ fn code(reply: &Reply) -> (u16, &str) {
     (reply.status, reply.body["error"]["code"].as_str().unwrap_or_default())
 }
 
-async fn used(replica: &Process, user: &str) -> (u64, u64) {
-    let usage = http().get(format!("{}/api/v1/usage", replica.url)).bearer_auth(token(user));
-    let limits = send(usage).await.body["limits"].clone();
-    let of = |name: &str| {
-        let limits = limits.as_array().expect("limits");
-        let limit = limits.iter().find(|limit| limit["limit"] == name).expect("a limit");
-        limit["used"].as_u64().expect("a number")
-    };
-    (of("user-turns"), of("user-tokens"))
-}
-
 /// Limits that come back so slowly that what was used can be read.
 const SLOW_LIMITS: [(&str, &str); 3] = [
     ("JARVIS_JWT_SECRET", SECRET),
@@ -82,7 +58,7 @@ const SLOW_LIMITS: [(&str, &str); 3] = [
 #[tokio::test]
 async fn the_most_texts_of_a_request_come_back_in_their_order_through_both_fronts_with_their_tokens()
  {
-    let Setup { replica, host, _redis } = setup(&[], &[]).await;
+    let Setup { replica, ollama: host, redis: _redis } = setup_on(&[], &[]).await;
     let whole = request(TEXTS);
     let wanted = post(&host, OLLAMA, &whole).await.body;
     let vectors = wanted["embeddings"].as_array().expect("vectors");
@@ -115,7 +91,8 @@ async fn the_most_texts_of_a_request_come_back_in_their_order_through_both_front
 
 #[tokio::test]
 async fn vectors_that_are_more_than_one_reply_of_a_host_are_returned_and_count_against_no_model() {
-    let Setup { replica, host, _redis } = setup(&["--dimensions", "3072"], &[]).await;
+    let Setup { replica, ollama: host, redis: _redis } =
+        setup_on(&["--dimensions", "3072"], &[]).await;
     for front in [OPENAI, OLLAMA] {
         let reply = post(&replica, front, &request(256)).await;
         assert_eq!(reply.status, 200, "{front}");
@@ -123,7 +100,8 @@ async fn vectors_that_are_more_than_one_reply_of_a_host_are_returned_and_count_a
     assert_eq!(slices(&host).await, [64; 8], "no slice twice");
     chat_works(&replica).await;
     // Each vector has more than its share of a reply; fewer at a time fit.
-    let Setup { replica, host, _redis } = setup(&["--dimensions", "16384"], &[]).await;
+    let Setup { replica, ollama: host, redis: _redis } =
+        setup_on(&["--dimensions", "16384"], &[]).await;
     assert_eq!(post(&replica, OLLAMA, &request(70)).await.status, 200);
     assert_eq!(slices(&host).await, [vec![64], vec![8; 8], vec![6]].concat());
     chat_works(&replica).await;
@@ -133,7 +111,7 @@ async fn vectors_that_are_more_than_one_reply_of_a_host_are_returned_and_count_a
 async fn a_batch_that_is_slower_than_the_first_token_may_be_is_divided_and_no_fault_of_its_model() {
     let host = ["--embed-text-ms", "40"];
     let settings = [("JARVIS_FIRST_TOKEN_TIMEOUT", "1")];
-    let Setup { replica, host, _redis } = setup(&host, &settings).await;
+    let Setup { replica, ollama: host, redis: _redis } = setup_on(&host, &settings).await;
     let seventy = request(70);
     let batches = (0..3).map(|_| post(&replica, OPENAI, &seventy));
     let (replies, ()) = tokio::join!(futures_util::future::join_all(batches), async {
@@ -151,7 +129,7 @@ async fn a_batch_that_is_slower_than_the_first_token_may_be_is_divided_and_no_fa
 #[tokio::test]
 async fn a_reply_beyond_its_bound_is_refused_after_one_slice_and_its_sender_pays_for_that() {
     let host = ["--dimensions", "4096"];
-    let Setup { replica, host, _redis } = setup(&host, &SLOW_LIMITS).await;
+    let Setup { replica, ollama: host, redis: _redis } = setup_on(&host, &SLOW_LIMITS).await;
     let url = format!("{}{OPENAI}", replica.url);
     let embed = |user| send(http().post(&url).bearer_auth(token(user)).json(&request(TEXTS)));
     let refused = embed("alice").await;
@@ -175,7 +153,8 @@ async fn a_reply_beyond_its_bound_is_refused_after_one_slice_and_its_sender_pays
 
 #[tokio::test]
 async fn a_client_that_leaves_stops_the_slices_and_pays_for_what_its_hosts_did() {
-    let Setup { replica, host, _redis } = setup(&["--embed-text-ms", "15"], &SLOW_LIMITS).await;
+    let Setup { replica, ollama: host, redis: _redis } =
+        setup_on(&["--embed-text-ms", "15"], &SLOW_LIMITS).await;
     for front in [OPENAI, OLLAMA] {
         http().delete(format!("{}/sim/requests", host.url)).send().await.expect("forgotten");
         let url = format!("{}{front}", replica.url);
@@ -183,9 +162,10 @@ async fn a_client_that_leaves_stops_the_slices_and_pays_for_what_its_hosts_did()
         let leaving = tokio::spawn(leaving);
         assert!(eventually(LIMIT, async || slices(&host).await.len() == 2).await);
         leaving.abort();
-        let running = async || get(&host, "/sim/stats").await.body["running"] == 0;
+        let running = async || stat(&host, "running").await == 0;
         assert!(eventually(LIMIT, running).await);
         let asked = slices(&host).await.len();
+        // Twice the time of a slice: 64 texts of 15 ms.
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(slices(&host).await.len(), asked, "{front}: the slices go on");
         let paid = async || matches!(used(&replica, front).await, (1, 128..));
@@ -196,7 +176,8 @@ async fn a_client_that_leaves_stops_the_slices_and_pays_for_what_its_hosts_did()
 #[tokio::test]
 async fn a_long_batch_returns_its_slot_between_slices_to_those_that_wait() {
     let settings = [("JARVIS_OLLAMA_SLOTS", "1")];
-    let Setup { replica, host, _redis } = setup(&["--embed-text-ms", "12"], &settings).await;
+    let Setup { replica, ollama: host, redis: _redis } =
+        setup_on(&["--embed-text-ms", "12"], &settings).await;
     let url = format!("{}{OLLAMA}", replica.url);
     let batch = tokio::spawn(http().post(&url).json(&request(1024)).send());
     assert!(eventually(LIMIT, async || !slices(&host).await.is_empty()).await);
@@ -207,7 +188,7 @@ async fn a_long_batch_returns_its_slot_between_slices_to_those_that_wait() {
     assert!((2..16).contains(&done), "the chat runs in the middle of the batch: {done}");
     let batch = batch.await.expect("a task").expect("a response");
     assert_eq!(batch.status(), 200);
-    assert_eq!(get(&host, "/sim/stats").await.body["peak_running"], 1);
+    assert_eq!(stat(&host, "peak_running").await, 1);
 }
 
 #[tokio::test]

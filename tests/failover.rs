@@ -10,6 +10,7 @@ use support::client::{
     Socket, chat, get, history, history_until, http, joined, post, send, until_ok,
 };
 use support::eventually;
+use support::fleet::ready_replicas;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisCluster, RedisSentinels, RedisServer, Users};
 use uuid::Uuid;
@@ -25,10 +26,7 @@ struct Fleet {
 impl Fleet {
     async fn on(redis_url: &str, rate: &str) -> Self {
         let ollama = ollama_sim(&["--rate", rate]);
-        let replicas: Vec<_> = (0..2).map(|_| jarvis(redis_url, &ollama.url, &[])).collect();
-        for replica in &replicas {
-            until_ok(replica, "/health/ready").await;
-        }
+        let replicas = ready_replicas(2, redis_url, &ollama.url, &[]).await;
         Self { ollama, replicas, session: Uuid::new_v4().to_string() }
     }
 

@@ -86,6 +86,49 @@ async fn a_question_is_stored_once_while_its_turn_waits_and_when_it_runs() {
     assert!(near(measured().await, 2));
 }
 
+#[tokio::test]
+async fn a_conversation_of_a_mebibyte_takes_redis_its_size_once_and_an_hour_at_most() {
+    const SIZE: usize = 1 << 20;
+    const MESSAGES: usize = 16;
+    const AFTER: u64 = 3600;
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "1000", "--model-ctx", "1048576"]);
+    let settings = [("JARVIS_NUM_CTX", "1048576")];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let question = "[[tokens=60 rate=20]] what follows?";
+    let each = (SIZE - question.len() - (4 << 10)) / MESSAGES;
+    let text = "a word ".repeat(each / 7);
+    let roles = ["user", "assistant"].into_iter().cycle().take(MESSAGES);
+    let mut messages: Vec<_> = roles.map(|role| json!({"role": role, "content": text})).collect();
+    messages.push(json!({"role": "user", "content": question}));
+    let request = json!({"model": "tinyllama", "messages": messages, "stream": true});
+    let url = format!("{}/v1/chat/completions", replica.url);
+    let mut stream = http().post(url).json(&request).send().await.expect("a response");
+    assert_eq!(stream.status(), 200);
+    let mut raw = String::new();
+    while !raw.contains("\"content\":\"") || raw.len() < 2000 {
+        let chunk = stream.chunk().await.expect("a chunk").expect("more");
+        raw.push_str(&String::from_utf8_lossy(&chunk));
+    }
+    let near = |bytes: u64| (SIZE as u64..=SIZE as u64 * 13 / 10).contains(&bytes);
+    let running = bytes_of(&redis, "jarvis:");
+    assert!(near(running), "{running} bytes while it runs");
+    while let Some(chunk) = stream.chunk().await.expect("a chunk") {
+        raw.push_str(&String::from_utf8_lossy(&chunk));
+    }
+    assert!(raw.trim_end().ends_with("[DONE]"), "{raw}");
+    let after = bytes_of(&redis, ":s:");
+    assert!(near(after), "{after} bytes after it");
+    let keys = redis.cli(&["KEYS", "jarvis:*:s:*"]);
+    let keys: Vec<_> = keys.lines().map(str::trim).filter(|key| !key.is_empty()).collect();
+    assert!(!keys.is_empty());
+    for key in keys {
+        let seconds: i64 = redis.cli(&["TTL", key]).trim().parse().expect("seconds");
+        assert!((1..=AFTER as i64).contains(&seconds), "{key}: {seconds} s");
+    }
+}
+
 /// Keys of Redis, and the bytes that it uses. Keys of limits are left out of the first: each address
 /// has a few, which expire.
 fn kept(redis: &RedisServer) -> (usize, i64) {

@@ -184,7 +184,7 @@ async fn every_call_of_limits(redis: &Redis, server: &RedisServer) {
     let user = User::local("alice").expect("a name");
     let subject = Subject { owner: Owner::User(user), key: None, source: Source::default() };
     let subject = Arc::new(subject);
-    let admission = limits.admit(&subject, RequestKind::Socket, false).await;
+    let admission = limits.admit(&subject, RequestKind::Socket, None).await;
     let socket = admission.map_err(|refusal| refusal.to_string()).expect("admitted").socket;
     // The sockets that are open are renewed from the beginning on, and then every few minutes.
     limits.renew_sockets().await;

@@ -173,6 +173,7 @@ async fn a_host_that_fails_one_model_answers_the_others() {
                 let reply = service.ask("tinyllama", "[[tokens=3]] hi").await;
                 assert_eq!(reply.status, 200, "{fault}: {}", reply.body);
                 assert!(began.elapsed() < AT_ONCE, "{fault}: {:?}", began.elapsed());
+                // Others ask over the second in which the broken model fails.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };

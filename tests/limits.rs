@@ -22,9 +22,11 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, get, http, send, until_ok};
 use support::eventually;
+use support::fleet::ready_replicas;
 use support::metrics::until_metric_line;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisCluster, RedisServer};
+use support::redis_time::{begin_timing, longest, takes_moments, timed_calls};
 use support::setup::{Setup, setup};
 use support::store::connect;
 use support::tokens::{SECRET, token};
@@ -81,10 +83,7 @@ async fn admitted_of_a_burst(redis: &str) -> usize {
     let ollama = ollama_sim(&["--rate", "10000"]);
     // All may run at once, and nothing but the limit of turns refuses one.
     let hosts = format!("{};slots=200", ollama.url);
-    let replicas: Vec<Process> = (0..3).map(|_| jarvis(redis, &hosts, &[SIGN_IN])).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let replicas = ready_replicas(3, redis, &hosts, &[SIGN_IN]).await;
     let client = http();
     let warm = |replica: &Process| client.get(format!("{}/health/live", replica.url)).send();
     for attempt in 0..10 {
@@ -771,6 +770,63 @@ async fn a_repeat_and_a_refused_request_cost_no_turn_and_a_repeat_is_answered_wi
 }
 
 #[tokio::test]
+async fn a_repeat_of_a_known_key_is_answered_where_no_request_is_left() {
+    let settings = [SIGN_IN, ("JARVIS_USER_REQUESTS_PER_MINUTE", "1")];
+    let Setup { replica, redis, ollama } = setup("20", &settings).await;
+    // A balancer asks another replica again.
+    let other = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&other, "/health/ready").await;
+    let post = async |replica: &Process, key: Option<&str>| {
+        let body = json!({"message": "[[tokens=20]] hello"});
+        let request = http().post(format!("{}/api/v1/chat", replica.url));
+        let request = request.bearer_auth(token("alice")).json(&body);
+        send(match key {
+            Some(key) => request.header("idempotency-key", key),
+            None => request,
+        })
+        .await
+    };
+    let key = id();
+    let (first, second) = tokio::join!(post(&replica, Some(&key)), async {
+        let runs = async || get(&ollama, "/sim/stats").await.body["running"] == 1;
+        assert!(eventually(LIMIT, runs).await, "the turn does not run");
+        post(&other, Some(&key)).await
+    });
+    assert_eq!(first.status, 200, "{}", first.body);
+    assert_eq!(second.status, 200, "while the turn runs: {}", second.body);
+    assert_eq!(second.body["generation_id"], first.body["generation_id"]);
+    for replica in [&replica, &other] {
+        let repeat = post(replica, Some(&key)).await;
+        assert_eq!(repeat.body["generation_id"], first.body["generation_id"], "{}", repeat.body);
+        let left = header(&repeat, "ratelimit");
+        assert!(left.contains("\"user-requests\";r=0;t="), "{left}");
+    }
+    for unknown in [None, Some(&*id())] {
+        assert_eq!(code(&post(&other, unknown).await), (429, "rate_limited"), "{unknown:?}");
+    }
+    // The repeats of one key that cost nothing are bounded.
+    let mut refused = 0;
+    for _ in 0..20 {
+        refused += u32::from(post(&replica, Some(&key)).await.status == 429);
+    }
+    assert!((5..20).contains(&refused), "{refused}");
+}
+
+#[tokio::test]
+async fn a_repeat_while_a_request_is_left_gives_it_back() {
+    let settings = [SIGN_IN, ("JARVIS_USER_REQUESTS_PER_MINUTE", "2")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let key = id();
+    for _ in 0..4 {
+        let request = turn(&replica).bearer_auth(token("alice")).header("idempotency-key", &key);
+        let reply = send(request).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let left = header(&reply, "ratelimit");
+        assert!(left.contains("\"user-requests\";r=1;t="), "{left}");
+    }
+}
+
+#[tokio::test]
 async fn a_repeat_while_a_turn_is_left_gives_it_back() {
     let settings = [SIGN_IN, ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
     let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
@@ -1045,6 +1101,46 @@ async fn a_turn_costs_one_call_for_its_user_one_beside_it_for_its_address_and_no
 }
 
 #[tokio::test]
+async fn no_call_of_the_limits_takes_redis_longer_than_five_milliseconds_with_1_000_sockets() {
+    // As many as the setting allows.
+    const SOCKETS: u32 = 1000;
+    let server = RedisServer::start_with(&["--appendonly", "no"]);
+    let redis = connect(&server.url()).await;
+    let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
+    let settings = LimitSettings {
+        user_sockets: SOCKETS,
+        user_requests_per_minute: 1_000_000,
+        ..LimitSettings::default()
+    };
+    let limits = RateLimits::start(&redis, membership, settings);
+    let mut numbers = 0..;
+    let medians = takes_moments("1,000 sockets of a user", async || {
+        let subject = caller(&format!("user-{}", numbers.next().expect("a number")), None, "::1");
+        begin_timing(&server);
+        let mut open = Vec::new();
+        for _ in 0..SOCKETS {
+            let admitted = limits.admit(&subject, RequestKind::Socket, false).await;
+            open.extend(admitted.map_err(|refusal| refusal.to_string()).expect("admitted").socket);
+        }
+        assert_eq!(open.len(), SOCKETS as usize);
+        let refused = limits.admit(&subject, RequestKind::Socket, false).await;
+        assert!(refused.is_err(), "one more");
+        limits.usage(&subject).await;
+        limits.renew_sockets().await;
+        drop(open);
+        let held = || server.cli(&["KEYS", "jarvis:{limits:*:sockets"]);
+        let none = eventually(LIMIT, async || held().trim().is_empty()).await;
+        assert!(none, "{}", held());
+        longest(timed_calls(&server))
+    });
+    let medians = medians.await;
+    for function in ["take", "renew", "release"] {
+        let function = format!("jarvis_limit_{function}_1");
+        assert!(medians.iter().any(|(called, _)| *called == function), "{function}: {medians:?}");
+    }
+}
+
+#[tokio::test]
 async fn open_metrics_cost_an_address_a_request_and_loopback_none() {
     let settings = [PROXY, ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "3")];
     let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
@@ -1108,7 +1204,7 @@ async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
     let Setup { replica, redis: _redis, ollama: _ollama } = setup("20", &settings).await;
     let of = |request: RequestBuilder, user: &str| request.bearer_auth(token(user));
     let url = |path: &str| format!("{}{path}", replica.url);
-    let used = async |user: &str| {
+    let held = async |user: &str| {
         usage(usage_of(&replica, user), "user-sockets").await["used"].as_u64().expect("a number")
     };
     for (path, body, at, refusal) in streams() {
@@ -1118,7 +1214,7 @@ async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
         assert_eq!(open.status(), 200, "{path}");
         let left = open.headers()["ratelimit"].to_str().expect("a text").to_owned();
         assert!(left.contains("\"user-sockets\";r=0;t=0"), "{path}: {left}");
-        assert_eq!(used(user).await, 1, "{path}");
+        assert_eq!(held(user).await, 1, "{path}");
         let refused = send(ask()).await;
         assert_eq!(refused.status, 429, "{path}: {}", refused.body);
         assert_eq!(refused.body.pointer(at), Some(&json!(refusal)), "{path}");
@@ -1131,14 +1227,14 @@ async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
         let socket = self::open(&replica, &authorization).await;
         assert!(socket.is_err_and(|(head, _)| head.status.as_u16() == 429), "{path}");
         // Another user has its own, and a turn that is not streamed takes none.
-        assert_eq!(used("bob").await, 0);
+        assert_eq!(held("bob").await, 0);
         let mut whole = body.clone();
         whole["stream"] = json!(false);
         let short = whole.to_string().replace("2000", "1");
         let whole = http().post(url(path)).body(short).header("content-type", "application/json");
         assert_eq!(send(of(whole, user)).await.status, 200, "{path}");
         drop(open);
-        assert!(eventually(LIMIT, async || used(user).await == 0).await, "{path} stays held");
+        assert!(eventually(LIMIT, async || held(user).await == 0).await, "{path} stays held");
     }
     // A response that is streamed again counts as well.
     let body = json!({"model": "tinyllama", "input": "[[tokens=2000]] go on", "background": true});
@@ -1146,12 +1242,12 @@ async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
     let id = created.body["id"].as_str().expect("an id");
     let again = || of(http().get(url(&format!("/v1/responses/{id}?stream=true"))), "carol");
     let open = again().send().await.expect("a response");
-    assert_eq!((open.status().as_u16(), used("carol").await), (200, 1));
+    assert_eq!((open.status().as_u16(), held("carol").await), (200, 1));
     let refused = send(again()).await;
     assert_eq!(refused.status, 429, "{}", refused.body);
     assert_eq!(refused.body["error"]["code"], "rate_limit_exceeded");
     drop(open);
-    assert!(eventually(LIMIT, async || used("carol").await == 0).await, "it stays held");
+    assert!(eventually(LIMIT, async || held("carol").await == 0).await, "it stays held");
 }
 
 #[tokio::test]

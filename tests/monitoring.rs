@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 use support::client::{Socket, http, send, until_ok};
 use support::eventually;
-use support::fleet::{Fleet, Load};
+use support::monitored::{Load, Monitored};
 use support::picture::draw;
 use support::process::LIMIT;
 use support::prometheus::panels;
@@ -83,7 +83,7 @@ fn promtool_finds_nothing_to_say_about_the_rules_and_every_alert_fires_and_resol
 }
 
 /// Waits until a query gives a number.
-async fn gives_data(fleet: &Fleet, query: &str) -> bool {
+async fn gives_data(fleet: &Monitored, query: &str) -> bool {
     let has_number = async || {
         let samples = fleet.prometheus.query(query).await;
         samples.iter().any(|(_, value)| !value.is_nan())
@@ -94,7 +94,7 @@ async fn gives_data(fleet: &Fleet, query: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_query_of_every_panel_gives_data_of_three_replicas_under_load() {
     let hosts: [&[&str]; 2] = [&["--rate", "400"], &["--rate", "400"]];
-    let fleet = Fleet::start(&hosts, &[], &rules()).await;
+    let fleet = Monitored::start(&hosts, &[], &rules()).await;
     let _load: Vec<_> = fleet.replicas.iter().map(Load::begin).collect();
     assert!(gives_data(&fleet, "count(up == 1) == 3").await, "not every replica is scraped");
     let (mut queries, mut empty) = (0, Vec::new());
@@ -128,13 +128,13 @@ fn hurried() -> String {
     rules
 }
 
-async fn until_firing(fleet: &Fleet, alert: &str) {
+async fn until_firing(fleet: &Monitored, alert: &str) {
     let fires = async || fleet.prometheus.firing().await.contains(alert);
     assert!(eventually(ALERT_LIMIT, fires).await, "{alert} does not fire");
     println!("{alert} fires");
 }
 
-async fn until_resolved(fleet: &Fleet, alert: &str) {
+async fn until_resolved(fleet: &Monitored, alert: &str) {
     let is_over = async || !fleet.prometheus.firing().await.contains(alert);
     assert!(eventually(ALERT_LIMIT, is_over).await, "{alert} does not resolve");
     println!("{alert} is resolved");
@@ -150,7 +150,8 @@ async fn each_alert_fires_at_a_real_fault_and_resolves_after_it() {
         ("JARVIS_HOST_WAIT_TIMEOUT", "3"),
         ("JARVIS_READ_TIMEOUT", "2"),
     ];
-    let fleet = Fleet::start(&[&["--rate", "400", "--slots", "2"]], &settings, &hurried()).await;
+    let fleet =
+        Monitored::start(&[&["--rate", "400", "--slots", "2"]], &settings, &hurried()).await;
     let (first, second) = (&fleet.replicas[0], &fleet.replicas[1]);
     let load = Load::begin(first);
     assert!(gives_data(&fleet, "sum(rate(jarvis_turns_total[6s])) > 0").await);
@@ -252,7 +253,7 @@ async fn each_alert_fires_at_a_real_fault_and_resolves_after_it() {
 async fn the_dashboard_is_drawn_from_the_data_of_a_real_run() {
     let hosts: [&[&str]; 2] =
         [&["--rate", "60", "--slots", "4"], &["--rate", "60", "--slots", "4"]];
-    let fleet = Fleet::start(&hosts, &[], &rules()).await;
+    let fleet = Monitored::start(&hosts, &[], &rules()).await;
     let load: Vec<_> = fleet.replicas.iter().map(Load::begin).collect();
     let pause = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
     pause(25).await;

@@ -6,6 +6,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,8 +15,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, get, http, joined, kinds, send, until_ok};
 use support::eventually;
+use support::fleet::ready_replicas;
+use support::host::stat;
 use support::nginx::Nginx;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::raw::reads_head_and_events_apart;
 use support::raw_http::{Framing, Raw};
 use support::redis::RedisServer;
 use tokio_tungstenite::tungstenite::Error;
@@ -51,7 +55,7 @@ fn other_apis(question: &str) -> [(&'static str, Value, &'static str); 4] {
 }
 
 async fn running(ollama: &Process) -> u64 {
-    get(ollama, "/sim/stats").await.body["running"].as_u64().expect("a number")
+    stat(ollama, "running").await
 }
 
 async fn fleet() -> (RedisServer, Process, Vec<Process>) {
@@ -59,10 +63,7 @@ async fn fleet() -> (RedisServer, Process, Vec<Process>) {
     let ollama = ollama_sim(&["--rate", "20", "--slots", "64"]);
     // nginx passes the name of its upstream on where it has no rules of ours.
     let slots = [("JARVIS_OLLAMA_SLOTS", "64"), ("JARVIS_ALLOWED_HOSTS", "*")];
-    let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &slots)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let replicas = ready_replicas(3, &redis.url(), &ollama.url, &slots).await;
     (redis, ollama, replicas)
 }
 
@@ -131,6 +132,18 @@ async fn a_thousand_refused_posts_behind_nginx_disturb_none_of_fifty_chats() {
         .collect();
     assert!(failed.is_empty(), "{failed:?}");
     assert!(log.lines().count() >= POSTS, "{}", log.lines().count());
+}
+
+#[tokio::test]
+async fn the_head_of_the_handshake_comes_alone_through_nginx_too() {
+    /// The pause of a replica before the welcome.
+    const WELCOME_DELAY: Duration = Duration::from_millis(50);
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&[]);
+    let settings = [("JARVIS_ALLOWED_HOSTS", "*")];
+    let replicas = ready_replicas(1, &redis.url(), &ollama.url, &settings).await;
+    let nginx = Nginx::start(&replicas).await;
+    reads_head_and_events_apart(&nginx.ours, 12, WELCOME_DELAY).await;
 }
 
 #[tokio::test]
@@ -268,6 +281,121 @@ async fn embeddings_that_fail_at_their_hosts_are_asked_of_one_replica_behind_ngi
     assert!((1..=3).contains(&asked), "the attempts of one replica: {asked}");
     let was_logged = eventually(LIMIT, async || nginx.log().contains("502 502\n"));
     assert!(was_logged.await, "{}", nginx.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_embedding_fails_behind_nginx_while_a_replica_with_a_long_turn_drains() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "20", "--slots", "64"]));
+    let settings = [
+        ("JARVIS_OLLAMA_SLOTS", "64"),
+        ("JARVIS_ALLOWED_HOSTS", "*"),
+        ("JARVIS_DRAIN_TIMEOUT", "4"),
+    ];
+    let replicas = [(); 3].map(|()| jarvis(&redis.url(), &ollama.url, &settings));
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let nginx = Nginx::deployed(&replicas).await;
+    let (mut socket, _) = Socket::open(&replicas[0], "/ws").await;
+    socket.say(&json!({"message": "[[tokens=400]] longer than the drain"})).await;
+    socket.until("stream_chunk").await;
+    let over = Arc::new(AtomicBool::new(false));
+    let loops: Vec<_> = ["/v1/embeddings", "/api/embed", "/api/embeddings"]
+        .into_iter()
+        .map(|path| {
+            let (url, over) = (format!("http://{}{path}", nginx.ours), Arc::clone(&over));
+            tokio::spawn(async move {
+                let text = if path == "/api/embeddings" { "prompt" } else { "input" };
+                let mut count = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let request = json!({"model": "tinyllama", text: format!("text {count}")});
+                    let reply = send(http().post(&url).json(&request)).await;
+                    assert_eq!(reply.status, 200, "{path} after {count}: {}", reply.body);
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    replicas[0].terminate();
+    let drained = replicas[0].wait();
+    over.store(true, Ordering::Relaxed);
+    let counts = join_all(loops).await;
+    assert_eq!(drained, Some(0));
+    for count in counts {
+        assert!(count.expect("no error") > 10, "too few to show anything");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_drains_accepts_embeddings_and_no_turns() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "20"]));
+    let replica = jarvis(&redis.url(), &ollama.url, &[("JARVIS_DRAIN_TIMEOUT", "5")]);
+    until_ok(&replica, "/health/ready").await;
+    let (mut socket, _) = Socket::open(&replica, "/ws").await;
+    socket.say(&json!({"message": "[[tokens=400]] longer than the drain"})).await;
+    socket.until("stream_chunk").await;
+    replica.terminate();
+    let drains = async || get(&replica, "/health/ready").await.status != 200;
+    assert!(eventually(LIMIT, drains).await, "it does not drain");
+    let post = async |path: &str, body: Value| {
+        send(http().post(format!("{}{path}", replica.url)).json(&body)).await
+    };
+    let embedded = post("/api/embed", json!({"model": "tinyllama", "input": "one"})).await;
+    assert_eq!(embedded.status, 200, "{}", embedded.body);
+    let turn = post("/api/v1/chat", json!({"message": "hi"})).await;
+    assert_eq!((turn.status, &turn.body["code"]), (503, &json!("draining")));
+}
+
+/// Returns a configuration of the deployments as a program without their names and of an older version
+/// can check it: the addresses of the upstream are asked by name at each request only there.
+fn checkable(configuration: &str, folder: &std::path::Path) -> String {
+    let rules = format!("{}/deploy/nginx", env!("CARGO_MANIFEST_DIR"));
+    let (mut text, mut depth) = (String::new(), 0_i32);
+    for line in configuration.lines() {
+        let is_in_upstream = depth == 2;
+        depth += if line.ends_with('{') { 1 } else { -i32::from(line.trim() == "}") };
+        let bare = line.trim();
+        // These and `resolve` are of nginx 1.27.3 and later.
+        if is_in_upstream
+            && (bare.starts_with("resolver ") || bare.starts_with("resolver_timeout "))
+        {
+            continue;
+        }
+        if is_in_upstream && bare.starts_with("server ") {
+            assert!(bare.contains(" resolve") && bare.contains("max_fails=0"), "{bare}");
+            text.push_str("        server 127.0.0.1:1 max_fails=0;\n");
+            continue;
+        }
+        text.push_str(line);
+        text.push('\n');
+    }
+    let place = folder.display();
+    text.replace("/tmp/", &format!("{place}/"))
+        .replace("/etc/nginx/jarvis", &rules)
+        .replace("/etc/nginx/rules", &rules)
+        .replace("listen 10200", &format!("listen unix:{place}/listen.sock"))
+}
+
+#[test]
+fn nginx_accepts_the_configurations_of_compose_and_of_kubernetes() {
+    let nginx = testkit::programs::find("nginx").expect("nginx: `make test` unpacks Debian's");
+    for path in ["deploy/nginx/nginx.conf", "k8s/components/nginx/nginx.conf"] {
+        let folder = testkit::folder::Folder::temporary().expect("a folder");
+        let written = std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR")));
+        let file = folder.path().join("nginx.conf");
+        let text = checkable(&written.expect("a file"), folder.path());
+        std::fs::write(&file, &text).expect("a copy");
+        let check = std::process::Command::new(&nginx)
+            .args(["-t", "-q", "-e", "stderr", "-p"])
+            .arg(folder.path())
+            .arg("-c")
+            .arg(&file)
+            .output()
+            .expect("nginx");
+        let said = String::from_utf8_lossy(&check.stderr);
+        assert!(check.status.success() && said.trim().is_empty(), "{path}: {said}\n{text}");
+    }
 }
 
 #[tokio::test]

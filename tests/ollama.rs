@@ -7,8 +7,14 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::client::{Reply, get, http, post, send, until_ok};
+use support::client::{Reply, chat, get, http, post, send, until_ok, with};
 use support::ended_streams::revoked_and_drained;
+use support::fronts::{
+    Waiting, a_client_that_leaves_stops_its_model, asked_with_one_key,
+    embeddings_take_a_slot_and_count,
+};
+use support::host::{requests, stat};
+use support::owned::used;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
@@ -21,11 +27,6 @@ const MODEL: &str = "tinyllama:latest";
 
 fn asked(question: &str) -> Value {
     json!({"model": MODEL, "stream": false, "messages": [{"role": "user", "content": question}]})
-}
-
-fn with(mut request: Value, name: &str, value: Value) -> Value {
-    request[name] = value;
-    request
 }
 
 /// A streamed response: its lines.
@@ -49,17 +50,6 @@ async fn streamed(replica: &Process, path: &str, request: &Value) -> Streamed {
 fn joined(lines: &[Value], part: &str) -> String {
     let texts = lines.iter().filter_map(|line| line.pointer(part).and_then(Value::as_str));
     texts.collect()
-}
-
-/// Returns the requests that the model host got at this path.
-async fn host_requests(host: &Process, path: &str) -> Vec<Value> {
-    let asked = get(host, "/sim/requests").await.body;
-    let asked = asked["requests"].as_array().cloned().unwrap_or_default();
-    asked.into_iter().filter(|asked| asked["path"] == path).collect()
-}
-
-async fn stat(host: &Process, name: &str) -> u64 {
-    get(host, "/sim/stats").await.body[name].as_u64().expect("a number")
 }
 
 /// Returns the status and the text of an error, which has nothing else.
@@ -91,7 +81,7 @@ async fn a_chat_is_the_models_answer_with_its_figures() {
     assert_eq!((&reply.body["done"], &reply.body["done_reason"]), (&json!(true), &json!("stop")));
     assert_eq!(reply.body["eval_count"], 20);
     assert!(reply.body["total_duration"].as_u64() > Some(0));
-    let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+    let sent = requests(&ollama, CHAT).await.pop().expect("a request");
     assert_eq!(reply.body["prompt_eval_count"], sent["prompt_tokens"]);
     assert_eq!(sent["messages"], request["messages"]);
     let options = sent["options"].as_object().expect("options");
@@ -103,6 +93,22 @@ async fn a_chat_is_the_models_answer_with_its_figures() {
         }
     }
     assert_ne!(sent["request"]["keep_alive"], "1h");
+}
+
+#[tokio::test]
+async fn a_request_without_a_temperature_leaves_the_models_own() {
+    let Setup { replica, ollama, redis: _redis } = setup("2000", &[]).await;
+    let prompt = json!({"model": MODEL, "prompt": "[[tokens=2]] hi", "stream": false});
+    let unset = with(asked("[[tokens=2]] hi"), "options", json!({"temperature": null, "seed": 1}));
+    for (path, request) in [(CHAT, asked("[[tokens=2]] hi")), (CHAT, unset), (GENERATE, prompt)] {
+        assert_eq!(post(&replica, path, &request).await.status, 200);
+        let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+        assert_eq!(sent["request"]["options"].get("temperature"), None, "{sent}");
+    }
+    // The native front has a default of its own.
+    assert_eq!(chat(&replica, "", "[[tokens=2]] hi").await.status, 200);
+    let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+    assert_eq!(sent["options"]["temperature"].as_f64(), Some(0.7));
 }
 
 #[tokio::test]
@@ -143,7 +149,7 @@ async fn a_prompt_is_answered_after_its_system_text() {
         "suffix": "", "template": "", "context": [], "raw": false, "images": [], "stream": false});
     let reply = post(&replica, GENERATE, &request).await;
     assert_eq!((reply.status, &reply.body["eval_count"]), (200, &json!(5)), "{}", reply.body);
-    let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+    let sent = requests(&ollama, CHAT).await.pop().expect("a request");
     let messages = json!([{"role": "system", "content": "be brief"},
         {"role": "user", "content": "[[tokens=5]] hi"}]);
     assert_eq!(sent["messages"], messages);
@@ -387,29 +393,7 @@ async fn embeddings_are_those_of_a_host() {
 
 #[tokio::test]
 async fn embeddings_wait_for_a_slot_count_as_turns_and_end_with_their_client() {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--first-token-ms", "700", "--slots", "8"]);
-    let settings = [
-        ("JARVIS_OLLAMA_SLOTS", "1"),
-        ("JARVIS_JWT_SECRET", SECRET),
-        ("JARVIS_USER_TURNS_PER_MINUTE", "4"),
-    ];
-    let replica = jarvis(&redis.url(), &ollama.url, &settings);
-    until_ok(&replica, "/health/ready").await;
-    let request = json!({"model": MODEL, "input": "one"});
-    let url = format!("{}/api/embed", replica.url);
-    let embed = || http().post(&url).bearer_auth(token("alice")).json(&request);
-    let replies = futures_util::future::join_all((0..3).map(|_| send(embed()))).await;
-    assert!(replies.iter().all(|reply| reply.status == 200));
-    assert_eq!(stat(&ollama, "peak_running").await, 1, "one slot, so one at a time");
-    let leaving = tokio::spawn(embed().send());
-    assert!(eventually(LIMIT, async || stat(&ollama, "running").await == 1).await);
-    leaving.abort();
-    assert!(eventually(LIMIT, async || stat(&ollama, "client_gone").await == 1).await);
-    // A host has worked for it, so it counts.
-    let refused = send(embed()).await;
-    assert_eq!(error(&refused).0, 429);
-    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(error(&embeddings_take_a_slot_and_count("/api/embed", 4).await).0, 429);
 }
 
 #[tokio::test]
@@ -429,63 +413,37 @@ async fn a_client_that_leaves_pays_for_embeddings_once_a_host_works_for_it() {
     let url = format!("{}/api/embed", replica.url);
     let embed =
         |user| tokio::spawn(http().post(&url).bearer_auth(token(user)).json(&request).send());
-    let used = async |user: &str| {
-        let usage = http().get(format!("{}/api/v1/usage", replica.url)).bearer_auth(token(user));
-        let limits = send(usage).await.body["limits"].clone();
-        let of = |name: &str| {
-            let limits = limits.as_array().expect("limits");
-            let limit = limits.iter().find(|limit| limit["limit"] == name).expect("a limit");
-            limit["used"].as_u64().expect("a number")
-        };
-        (of("user-turns"), of("user-tokens"))
-    };
     let working = embed("alice");
     assert!(eventually(LIMIT, async || stat(&ollama, "running").await == 1).await);
     let waiting = embed("bob");
-    assert!(eventually(LIMIT, async || used("bob").await == (1, 0)).await, "it does not wait");
+    assert!(
+        eventually(LIMIT, async || used(&replica, "bob").await == (1, 0)).await,
+        "it does not wait"
+    );
     waiting.abort();
-    assert!(eventually(LIMIT, async || used("bob").await == (0, 0)).await, "it pays for nothing");
+    assert!(
+        eventually(LIMIT, async || used(&replica, "bob").await == (0, 0)).await,
+        "it pays for nothing"
+    );
     working.abort();
     // A token for every four bytes of both texts.
-    let paid = async || matches!(used("alice").await, (1, 490..=500));
-    assert!(eventually(LIMIT, paid).await, "it pays too little: {:?}", used("alice").await);
+    let paid = async || matches!(used(&replica, "alice").await, (1, 490..=500));
+    assert!(
+        eventually(LIMIT, paid).await,
+        "it pays too little: {:?}",
+        used(&replica, "alice").await
+    );
     assert_eq!(stat(&ollama, "completed").await, 0);
 }
 
 #[tokio::test]
 async fn a_request_that_goes_away_stops_its_model_streamed_or_not() {
-    let Setup { replica, ollama, redis: _redis } = setup("20", &[]).await;
-    for stream in [true, false] {
-        let request = with(asked("[[tokens=1000]] go on"), "stream", json!(stream));
-        let url = format!("{}{CHAT}", replica.url);
-        // The client does not know a key that a proxy made.
-        let key = uuid::Uuid::new_v4().to_string();
-        let asking = tokio::spawn(async move {
-            let request = http().post(url).header("idempotency-key", key).json(&request);
-            let response = request.header("x-jarvis-proxy-key", "1").send().await;
-            let _ = response.expect("a response").text().await;
-        });
-        let running = async |wanted: u64| stat(&ollama, "running").await == wanted;
-        assert!(eventually(LIMIT, async || running(1).await).await, "it does not begin");
-        asking.abort();
-        assert!(eventually(LIMIT, async || running(0).await).await, "{stream}");
-    }
+    a_client_that_leaves_stops_its_model(CHAT, &asked("[[tokens=1000]] go on")).await;
 }
 
 #[tokio::test]
 async fn a_stream_that_waits_for_its_turn_has_its_first_byte_within_a_second_and_then_heartbeats() {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "20"]);
-    let settings = [("JARVIS_HEARTBEAT", "1"), ("JARVIS_OLLAMA_SLOTS", "1")];
-    let replica = jarvis(&redis.url(), &ollama.url, &settings);
-    until_ok(&replica, "/health/ready").await;
-    let url = format!("{}{CHAT}", replica.url);
-    let first = with(asked("[[tokens=100]] one"), "stream", json!(true));
-    let mut running = http().post(&url).json(&first).send().await.expect("a response");
-    running.chunk().await.expect("a chunk");
-    let asked_at = std::time::Instant::now();
-    let second = with(asked("[[tokens=3]] two"), "stream", json!(true));
-    let mut waiting = http().post(&url).json(&second).send().await.expect("a response");
+    let Waiting { asked_at, running, stream: mut waiting, .. } = Waiting::begin(CHAT, asked).await;
     for _ in 0..2 {
         let chunk = waiting.chunk().await.expect("a chunk").expect("bytes");
         assert!(asked_at.elapsed() < Duration::from_secs(3), "{:?}", asked_at.elapsed());
@@ -615,21 +573,10 @@ async fn a_stream_that_its_replica_or_its_revoked_key_ends_has_an_error_as_last_
 
 #[tokio::test]
 async fn an_idempotency_key_gives_the_same_answer_from_every_replica() {
-    let Setup { replica, ollama, redis } = setup("2000", &[]).await;
-    let other = jarvis(&redis.url(), &ollama.url, &[]);
-    until_ok(&other, "/health/ready").await;
-    let key = uuid::Uuid::new_v4().to_string();
-    let ask = async |replica: &Process, question: &str| {
-        let request = http().post(format!("{}{CHAT}", replica.url));
-        send(request.header("idempotency-key", &key).json(&asked(question))).await
-    };
-    let (first, second) = (ask(&replica, "one").await, ask(&other, "one").await);
-    assert_eq!((first.status, second.status), (200, 200));
+    let [first, second, reused] = asked_with_one_key(CHAT, asked).await;
     for name in ["message", "eval_count", "prompt_eval_count", "done_reason"] {
         assert_eq!(first.body[name], second.body[name], "{name}");
     }
-    assert_eq!(stat(&ollama, "started").await, 1);
-    let reused = ask(&other, "two").await;
     assert_eq!(error(&reused).0, 400);
 }
 
@@ -690,7 +637,7 @@ async fn an_answer_obeys_a_format_whose_schema_reaches_the_host_as_it_is() {
         let text = reply.body.pointer(part).and_then(Value::as_str).expect("a text");
         let answer: Value = serde_json::from_str(text).expect("JSON");
         assert_eq!(answer, json!({"z": "word", "age": 3}));
-        let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+        let sent = requests(&ollama, CHAT).await.pop().expect("a request");
         assert_eq!(sent["request"]["format"], serde_json::from_str::<Value>(schema).expect("JSON"));
     }
     let json = post(&replica, CHAT, &with(asked("hi"), "format", json!("json"))).await.body;
@@ -726,7 +673,7 @@ async fn a_call_of_a_tool_and_its_result_make_a_round_trip() {
     let reply = post(&replica, CHAT, &next).await;
     assert_eq!(reply.status, 200, "{}", reply.body);
     assert!(reply.body["message"]["content"].as_str().is_some_and(|text| !text.is_empty()));
-    let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+    let sent = requests(&ollama, CHAT).await.pop().expect("a request");
     let messages = sent["request"]["messages"].as_array().expect("messages");
     assert_eq!(messages[1]["tool_calls"][0]["function"]["arguments"], json!({"city": "word"}));
     assert_eq!(

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use jarvis::lifecycle::Lifecycle;
 use jarvis::model_name::ModelName;
 use jarvis::ollama::{
-    BreakerState, ChatMessage, ChatRole, Done, DoneReason, Fleet, FleetConfig, HostConfig,
-    ModelRequest, OllamaError, Options, Slot, Think, TokenStream,
+    BreakerState, ChatMessage, ChatRole, Done, DoneReason, Fleet, FleetConfig, ModelRequest,
+    OllamaError, Options, Slot, Think, TokenStream,
 };
-use jarvis::tls::TlsOptions;
 use serde_json::{Value, json};
 use support::client::http;
 use support::eventually;
 use support::process::{LIMIT, Process, ollama_sim};
+use support::samples::hosts;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -28,18 +28,7 @@ const SHORT: Duration = Duration::from_millis(300);
 const MODEL: &str = "tinyllama:latest";
 
 fn config(urls: &[&str]) -> FleetConfig {
-    FleetConfig {
-        hosts: urls
-            .iter()
-            .map(|url| HostConfig { url: url.parse().expect("a URL"), slots: 2 })
-            .collect(),
-        connect_timeout: LIMIT,
-        first_token_timeout: LIMIT,
-        token_gap_timeout: LIMIT,
-        keep_alive: "5m".to_owned(),
-        authorization: None,
-        tls: TlsOptions::default(),
-    }
+    hosts(urls, 2, LIMIT)
 }
 
 fn fleet(urls: &[&str]) -> Fleet {
@@ -50,7 +39,7 @@ fn request(text: &str) -> ModelRequest {
     ModelRequest {
         messages: vec![ChatMessage::text(ChatRole::User, text.to_owned())],
         options: Options {
-            temperature: 0.0,
+            temperature: Some(0.0),
             num_predict: 1000,
             num_ctx: Some(4096),
             seed: Some(1),
@@ -338,6 +327,7 @@ async fn a_reader_that_is_late_itself_is_no_gap_of_the_host() {
     let slot = acquire(&fleet, MODEL).await.expect("a slot");
     let mut stream = slot.chat(&request("[[tokens=400 rate=1000]]")).await.expect("a stream");
     assert!(stream.next().await.expect("a piece").is_some());
+    // Longer than the limit of a gap.
     tokio::time::sleep(2 * SHORT).await;
     let heard = hear(&mut stream).await;
     assert!(heard.end.is_ok(), "{:?}", heard.end);

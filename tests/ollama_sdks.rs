@@ -11,43 +11,26 @@ const LONG: &str = "[[tokens=150 rate=60]] a long answer";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ollamas_python_package_works_unchanged() {
-    let checks = [
-        "models",
-        "whole",
-        "streamed",
-        "generated",
-        "asynchronous",
-        "options",
-        "conversation",
-        "formatted",
-        "tools",
-        "images",
-        "embedded",
-        "errors",
-        "rate_limit",
-        "error_in_a_stream",
-    ];
-    Sdk::Python.passes_signed_in(SCRIPTS, &checks).await;
+    let checks = "models whole streamed generated asynchronous options conversation formatted tools \
+        images embedded errors rate_limit error_in_a_stream";
+    Sdk::Python.passes_signed_in(SCRIPTS, checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ollamas_node_package_works_unchanged() {
-    let checks = [
-        "models",
-        "whole",
-        "streamed",
-        "generated",
-        "options",
-        "formatted",
-        "tools",
-        "images",
-        "embedded",
-        "errors",
-        "rate_limit",
-        "error_in_a_stream",
-        "leaves",
-    ];
-    Sdk::Node.passes_signed_in(SCRIPTS, &checks).await;
+    let checks = "models whole streamed generated options formatted tools images embedded errors \
+        rate_limit error_in_a_stream leaves";
+    Sdk::Node.passes_signed_in(SCRIPTS, checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_ollamas_own_error_in_its_python_package() {
+    Sdk::Python.meets_a_full_queue(SCRIPTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_ollamas_own_error_in_its_node_package() {
+    Sdk::Node.meets_a_full_queue(SCRIPTS).await;
 }
 
 /// Kills the replica that writes an answer while the package reads it from the other one.

@@ -8,13 +8,17 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use support::client::{Reply, get, http, post, send, until_ok};
+use support::client::{Reply, get, http, post, send, until_ok, with};
 use support::ended_streams::revoked_and_drained;
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::fronts::{
+    Waiting, a_client_that_leaves_stops_its_model, ada_was_asked, asked_with_one_key,
+    embeddings_take_a_slot_and_count,
+};
+use support::host::requests;
+use support::process::{Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
 use support::tokens::{SECRET, token};
-use testkit::eventually;
 
 const COMPLETIONS: &str = "/v1/chat/completions";
 const EMBEDDINGS: &str = "/v1/embeddings";
@@ -22,11 +26,6 @@ const MODEL: &str = "tinyllama:latest";
 
 fn asked(question: &str) -> Value {
     json!({"model": MODEL, "messages": [{"role": "user", "content": question}]})
-}
-
-fn with(mut request: Value, name: &str, value: Value) -> Value {
-    request[name] = value;
-    request
 }
 
 /// A streamed response: its data lines, and everything else that it has.
@@ -52,13 +51,6 @@ async fn streamed(replica: &Process, request: &Value) -> Streamed {
 
 fn joined(chunks: &[Value]) -> String {
     chunks.iter().filter_map(|it| it["choices"][0]["delta"]["content"].as_str()).collect()
-}
-
-/// Returns the requests that the model host got at this path.
-async fn host_requests(host: &Process, path: &str) -> Vec<Value> {
-    let asked = get(host, "/sim/requests").await.body;
-    let asked = asked["requests"].as_array().cloned().unwrap_or_default();
-    asked.into_iter().filter(|asked| asked["path"] == path).collect()
 }
 
 fn envelope(reply: &Reply) -> (u16, &str, Option<&str>, &str) {
@@ -90,22 +82,9 @@ async fn a_completion_is_the_models_answer_with_its_usage() {
     assert_eq!((&choice["index"], &choice["finish_reason"]), (&json!(0), &json!("stop")));
     assert_eq!(choice["message"]["role"], "assistant");
     assert!(choice["message"]["content"].as_str().is_some_and(|text| !text.is_empty()));
-    let usage = &reply.body["usage"];
-    let (prompt, completion) =
-        (usage["prompt_tokens"].as_u64(), usage["completion_tokens"].as_u64());
-    assert_eq!(completion, Some(20));
-    assert_eq!(usage["total_tokens"].as_u64(), prompt.zip(completion).map(|(a, b)| a + b));
     assert!(reply.headers.contains_key("x-request-id"));
-    let sent = host_requests(&ollama, "/api/chat").await.pop().expect("a request");
-    assert_eq!(
-        sent["messages"],
-        json!([
-            {"role": "system", "content": "be brief"},
-            {"role": "user", "content": "my name is Ada"},
-            {"role": "assistant", "content": "hello Ada"},
-            {"role": "user", "content": "[[tokens=20]] what is\nmy name?"},
-        ])
-    );
+    let (usage, names) = (&reply.body["usage"], ["prompt_tokens", "completion_tokens"]);
+    let sent = ada_was_asked(&ollama, "[[tokens=20]] what is\nmy name?", usage, names).await;
     let options = &sent["options"];
     for (name, value) in [("top_p", 0.5), ("presence_penalty", 0.25), ("frequency_penalty", -0.5)] {
         assert_eq!(options[name].as_f64(), Some(value), "{name}: {options}");
@@ -204,30 +183,8 @@ async fn embeddings_are_those_of_a_host_as_numbers_or_in_base64() {
 
 #[tokio::test]
 async fn embeddings_of_openais_api_take_a_slot_count_as_a_turn_and_end_with_their_client() {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--first-token-ms", "700", "--slots", "8"]);
-    let settings = [
-        ("JARVIS_OLLAMA_SLOTS", "1"),
-        ("JARVIS_JWT_SECRET", SECRET),
-        ("JARVIS_USER_TURNS_PER_MINUTE", "3"),
-    ];
-    let replica = jarvis(&redis.url(), &ollama.url, &settings);
-    until_ok(&replica, "/health/ready").await;
-    let request = json!({"model": MODEL, "input": "one"});
-    let url = format!("{}{EMBEDDINGS}", replica.url);
-    let embed = || http().post(&url).bearer_auth(token("alice")).json(&request);
-    let stat = async |name: &str| get(&ollama, "/sim/stats").await.body[name].as_u64();
-    let replies = futures_util::future::join_all((0..2).map(|_| send(embed()))).await;
-    assert!(replies.iter().all(|reply| reply.status == 200));
-    assert_eq!(stat("peak_running").await, Some(1), "one slot, so one at a time");
-    let leaving = tokio::spawn(embed().send());
-    assert!(eventually(LIMIT, async || stat("running").await == Some(1)).await);
-    leaving.abort();
-    assert!(eventually(LIMIT, async || stat("client_gone").await == Some(1)).await);
-    // A host has worked for it, so it counts.
-    let refused = send(embed()).await;
+    let refused = embeddings_take_a_slot_and_count(EMBEDDINGS, 3).await;
     assert_eq!(envelope(&refused), (429, "requests", None, "rate_limit_exceeded"));
-    assert!(refused.headers.contains_key("retry-after"));
 }
 
 #[tokio::test]
@@ -366,38 +323,13 @@ async fn limits_are_told_in_openais_headers_and_refuse_with_its_error() {
 
 #[tokio::test]
 async fn a_request_that_goes_away_stops_its_model_streamed_or_not() {
-    let Setup { replica, ollama, redis: _redis } = setup("20", &[]).await;
-    for stream in [true, false] {
-        let request = with(asked("[[tokens=1000]] go on"), "stream", json!(stream));
-        let url = format!("{}{COMPLETIONS}", replica.url);
-        let asking = tokio::spawn(async move {
-            let response = http().post(url).json(&request).send().await.expect("a response");
-            let _ = response.text().await;
-        });
-        let running = async |wanted: u64| {
-            let stats = get(&ollama, "/sim/stats").await.body;
-            stats["running"].as_u64() == Some(wanted)
-        };
-        assert!(eventually(LIMIT, async || running(1).await).await, "it does not begin");
-        asking.abort();
-        assert!(eventually(Duration::from_secs(5), async || running(0).await).await, "{stream}");
-    }
+    a_client_that_leaves_stops_its_model(COMPLETIONS, &asked("[[tokens=1000]] go on")).await;
 }
 
 #[tokio::test]
 async fn a_stream_that_waits_for_its_turn_has_its_first_byte_within_a_second_and_then_heartbeats() {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "20"]);
-    let settings = [("JARVIS_HEARTBEAT", "1"), ("JARVIS_OLLAMA_SLOTS", "1")];
-    let replica = jarvis(&redis.url(), &ollama.url, &settings);
-    until_ok(&replica, "/health/ready").await;
-    let url = format!("{}{COMPLETIONS}", replica.url);
-    let first = with(asked("[[tokens=100]] one"), "stream", json!(true));
-    let mut running = http().post(&url).json(&first).send().await.expect("a response");
-    running.chunk().await.expect("a chunk");
-    let asked_at = std::time::Instant::now();
-    let second = with(asked("[[tokens=3]] two"), "stream", json!(true));
-    let mut waiting = http().post(&url).json(&second).send().await.expect("a response");
+    let Waiting { asked_at, running, stream: mut waiting, .. } =
+        Waiting::begin(COMPLETIONS, asked).await;
     let chunk = waiting.chunk().await.expect("a chunk").expect("bytes");
     assert!(asked_at.elapsed() < Duration::from_secs(1), "{:?}", asked_at.elapsed());
     assert!(String::from_utf8_lossy(&chunk).contains(r#""role":"assistant""#));
@@ -425,19 +357,10 @@ async fn a_stream_that_its_replica_or_its_revoked_key_ends_has_an_error_and_no_d
 
 #[tokio::test]
 async fn an_idempotency_key_gives_the_same_completion_from_every_replica() {
-    let Setup { replica, ollama, redis } = setup("2000", &[]).await;
-    let other = jarvis(&redis.url(), &ollama.url, &[]);
-    until_ok(&other, "/health/ready").await;
-    let key = uuid::Uuid::new_v4().to_string();
-    let ask = async |replica: &Process, question: &str| {
-        let request = http().post(format!("{}{COMPLETIONS}", replica.url));
-        send(request.header("idempotency-key", &key).json(&asked(question))).await
-    };
-    let (first, second) = (ask(&replica, "one").await, ask(&other, "one").await);
-    assert_eq!((first.status, &first.body["id"]), (200, &second.body["id"]), "{}", second.body);
-    assert_eq!(first.body["choices"], second.body["choices"]);
-    assert_eq!(first.body["usage"], second.body["usage"]);
-    let reused = ask(&other, "two").await;
+    let [first, second, reused] = asked_with_one_key(COMPLETIONS, asked).await;
+    for name in ["id", "choices", "usage"] {
+        assert_eq!(first.body[name], second.body[name], "{name}");
+    }
     assert_eq!(envelope(&reused).3, "idempotency_key_reused");
 }
 
@@ -521,7 +444,7 @@ async fn a_structured_answer_obeys_its_schema_streamed_or_not() {
     let stream = streamed(&replica, &structured("rows, please")).await;
     obeys_the_schema(&joined(&stream.data));
     assert!(stream.done && stream.data.len() > 5, "{}", stream.raw);
-    for sent in host_requests(&ollama, "/api/chat").await {
+    for sent in requests(&ollama, "/api/chat").await {
         let schema: Value = serde_json::from_str(SCHEMA).expect("JSON");
         assert_eq!(sent["request"]["format"], schema);
     }
@@ -547,8 +470,8 @@ async fn a_structured_answer_that_breaks_off_begins_anew_and_is_never_spliced() 
         }
     }
     // Text behind a break would be generated without the grammar.
-    assert_eq!(host_requests(&ollama, "/api/generate").await, Vec::<Value>::new());
-    let chats = host_requests(&ollama, "/api/chat").await;
+    assert_eq!(requests(&ollama, "/api/generate").await, Vec::<Value>::new());
+    let chats = requests(&ollama, "/api/chat").await;
     assert_eq!(chats.iter().filter(|chat| chat["request"]["format"].is_object()).count(), 4);
 }
 
@@ -586,7 +509,7 @@ async fn a_tool_is_called_and_its_result_is_answered_streamed_or_not() {
     let reply = post(&replica, COMPLETIONS, &answered).await.body;
     assert_eq!(reply["choices"][0]["finish_reason"], "stop");
     assert!(!content(&reply).is_empty());
-    let sent = host_requests(&ollama, "/api/chat").await.pop().expect("a request");
+    let sent = requests(&ollama, "/api/chat").await.pop().expect("a request");
     assert_eq!(sent["request"]["tools"], tools);
     let sent = sent["messages"].as_array().expect("messages");
     assert_eq!(sent[1]["tool_calls"][0]["function"]["arguments"], json!({"city": "word"}));
@@ -599,6 +522,53 @@ async fn a_tool_is_called_and_its_result_is_answered_streamed_or_not() {
     let none = with(request, "tool_choice", json!("none"));
     let reply = post(&replica, COMPLETIONS, &none).await.body;
     assert_eq!(reply["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn a_call_of_a_strict_tool_obeys_its_schema_or_the_completion_fails() {
+    let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
+    let tools = json!([{"type": "function", "function": {
+        "name": "weather", "strict": true, "parameters": {
+            "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
+            "additionalProperties": false}}}]);
+    let ask = |question: &str| with(asked(question), "tools", tools.clone());
+    let reply = post(&replica, COMPLETIONS, &ask("[[call=weather]] how is it?")).await.body;
+    let call = &reply["choices"][0]["message"]["tool_calls"][0]["function"];
+    assert_eq!(call["arguments"], r#"{"city":"word"}"#, "{reply}");
+    // The text before the calls is there; the calls are not.
+    let wrong = ask("[[tokens=5]] [[call=weather wrong]] how is it?");
+    let reply = post(&replica, COMPLETIONS, &wrong).await;
+    assert_eq!(envelope(&reply), (502, "server_error", None, "tool_call_invalid"));
+    assert_eq!(reply.headers["x-should-retry"], "false");
+    let stream = streamed(&replica, &wrong).await;
+    let last = stream.data.last().expect("an error");
+    assert_eq!((&last["error"]["code"], stream.done), (&json!("tool_call_invalid"), false));
+    assert!(!stream.raw.contains("tool_calls"), "{}", stream.raw);
+    // The model's mistake is not its host's: nothing was asked again.
+    let chats = host_requests(&ollama, "/api/chat").await;
+    assert_eq!(chats.len(), 3, "{chats:?}");
+    let mut lenient = wrong;
+    lenient["tools"][0]["function"]["strict"] = json!(false);
+    let reply = post(&replica, COMPLETIONS, &lenient).await.body;
+    assert_eq!(reply["choices"][0]["finish_reason"], "tool_calls", "{reply}");
+}
+
+#[tokio::test]
+async fn an_answer_without_parallel_calls_has_its_first_one() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("500", &[]).await;
+    let tools = ["one", "two"].map(|name| json!({"type": "function", "function": {"name": name}}));
+    let request = with(asked("[[call=one]] and [[call=two]]"), "tools", json!(tools));
+    for (parallel, wanted) in [(true, &["one", "two"][..]), (false, &["one"])] {
+        let request = with(request.clone(), "parallel_tool_calls", json!(parallel));
+        let reply = post(&replica, COMPLETIONS, &request).await.body;
+        let calls = reply["choices"][0]["message"]["tool_calls"].as_array().expect("calls");
+        let names: Vec<_> = calls.iter().map(|call| &call["function"]["name"]).collect();
+        assert_eq!(names, wanted, "{reply}");
+        let stream = streamed(&replica, &request).await;
+        let chunks = stream.data.iter().map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"]);
+        let calls: Vec<_> = chunks.filter_map(Value::as_array).flatten().collect();
+        assert_eq!(calls.len(), wanted.len(), "{}", stream.raw);
+    }
 }
 
 #[tokio::test]
@@ -663,7 +633,7 @@ async fn a_model_that_reasons_shows_its_answer_alone_and_counts_all_its_tokens()
     assert!(tokens(&reasoned) >= tokens(&plain) + 30, "{reasoned}");
     let stream = streamed(&replica, &request).await;
     assert_eq!(joined(&stream.data), content(&plain));
-    let sent = host_requests(&ollama, "/api/chat").await.pop().expect("a request");
+    let sent = requests(&ollama, "/api/chat").await.pop().expect("a request");
     assert_eq!(sent["request"]["think"], "high");
 }
 
@@ -706,7 +676,7 @@ async fn a_killed_writer_costs_a_reader_of_a_structured_answer_no_character() {
     let chunks: Vec<Value> = chunks.filter_map(|chunk| serde_json::from_str(chunk).ok()).collect();
     obeys_the_schema(&joined(&chunks));
     assert!(raw.trim_end().ends_with("[DONE]"), "{raw}");
-    let chats = host_requests(&ollama, "/api/chat").await;
+    let chats = requests(&ollama, "/api/chat").await;
     assert!(chats.iter().filter(|chat| chat["request"]["format"].is_object()).count() >= 2);
-    assert_eq!(host_requests(&ollama, "/api/generate").await, Vec::<Value>::new());
+    assert_eq!(requests(&ollama, "/api/generate").await, Vec::<Value>::new());
 }

@@ -5,45 +5,26 @@ mod support;
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
-use support::client::{Reply, get, http, post, send, until_ok};
+use support::client::{Reply, get, http, post, send, until_ok, with};
 use support::ended_streams::revoked_and_drained;
 use support::eventually;
+use support::fleet::{Fleet, ready_replicas};
+use support::fronts::ada_was_asked;
+use support::host::{requests, stat};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisSentinels, RedisServer};
+use support::samples::RESPONSE_EVENTS;
 use support::tokens::{SECRET, token};
 use uuid::Uuid;
 
 const RESPONSES: &str = "/v1/responses";
 const MODEL: &str = "tinyllama:latest";
 
-struct Fleet {
-    replicas: Vec<Process>,
-    ollama: Process,
-    redis: RedisServer,
-}
-
-impl Fleet {
-    async fn start(rate: &str, settings: &[(&str, &str)]) -> Self {
-        let redis = RedisServer::start();
-        let ollama = ollama_sim(&["--rate", rate]);
-        let replicas: Vec<_> =
-            (0..2).map(|_| jarvis(&redis.url(), &ollama.url, settings)).collect();
-        for replica in &replicas {
-            until_ok(replica, "/health/ready").await;
-        }
-        Self { replicas, ollama, redis }
-    }
-}
-
 fn asked(question: &str) -> Value {
     json!({"model": MODEL, "input": question, "temperature": 0})
-}
-
-fn with(mut request: Value, name: &str, value: Value) -> Value {
-    request[name] = value;
-    request
 }
 
 /// Returns the events of a stream, and checks its form.
@@ -126,6 +107,56 @@ async fn is_resumed_after_every_event(replica: &Process, id: &str, events: &[Val
     }
 }
 
+/// A background response, and the replicas that it is read from; the first one writes it.
+struct Background {
+    replicas: Vec<Process>,
+    ollama: Process,
+    id: String,
+}
+
+impl Background {
+    /// Begins it at the first of so many replicas over this Redis, whose host has these arguments.
+    async fn begin(count: usize, redis_url: &str, host: &[&str], request: &Value) -> Self {
+        let ollama = ollama_sim(host);
+        let settings = [("JARVIS_LEASE_MS", "1000")];
+        let replicas = ready_replicas(count, redis_url, &ollama.url, &settings).await;
+        let request = with(request.clone(), "background", json!(true));
+        let id = id_of(&post(&replicas[0], RESPONSES, &request).await.body);
+        Self { replicas, ollama, id }
+    }
+
+    /// Waits until a client of the second replica has so many pieces of the text.
+    async fn until_pieces(&self, pieces: usize) {
+        let url = format!("{}{RESPONSES}/{}?stream=true", self.replicas[1].url, self.id);
+        until_pieces(http().get(url), pieces).await;
+    }
+
+    /// Has it read to its end at the second replica while `fault` happens, and then from its beginning
+    /// and after each event at the third one. Returns the response, which has this text.
+    async fn is_whole_after(&self, text: &str, fault: impl Future<Output = ()>) -> Value {
+        let (watched, ()) = tokio::join!(resumed(&self.replicas[1], &self.id, Some(0)), fault);
+        let all = resumed(&self.replicas[2], &self.id, None).await;
+        assert_eq!(watched, all[1..]);
+        assert_eq!(joined(&all), text);
+        is_resumed_after_every_event(&self.replicas[2], &self.id, &all).await;
+        whole(&all)
+    }
+}
+
+/// Reads a stream until it has so many pieces of the text, and leaves it. Returns the identifier of the
+/// response.
+async fn until_pieces(request: RequestBuilder, pieces: usize) -> String {
+    let mut stream = request.send().await.expect("a response");
+    let mut raw = String::new();
+    while raw.matches("event: response.output_text.delta").count() < pieces {
+        let chunk = stream.chunk().await.expect("a chunk").expect("more");
+        raw.push_str(&String::from_utf8_lossy(&chunk));
+    }
+    let first = raw.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event");
+    let first: Value = serde_json::from_str(first).expect("JSON");
+    id_of(&first["response"])
+}
+
 /// Waits until a response has ended, and returns it.
 async fn ended(replica: &Process, id: &str) -> Value {
     let mut last = Value::Null;
@@ -149,7 +180,7 @@ fn refused(reply: &Reply) -> (u16, Option<&str>, &str) {
 
 #[tokio::test]
 async fn a_response_is_the_models_answer_with_its_usage_and_is_kept() {
-    let fleet = Fleet::start("2000", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "2000"], &[]).await;
     let request = json!({"model": "TinyLlama", "instructions": "be brief", "temperature": 0,
         "input": [{"role": "user", "content": "my name is Ada"},
             {"role": "assistant", "content": "hello Ada"},
@@ -170,22 +201,8 @@ async fn a_response_is_the_models_answer_with_its_usage_and_is_kept() {
         );
     }
     assert!(!output_text(&reply.body).is_empty());
-    let usage = &reply.body["usage"];
-    let (input, output) = (usage["input_tokens"].as_u64(), usage["output_tokens"].as_u64());
-    assert_eq!(output, Some(20));
-    assert_eq!(usage["total_tokens"].as_u64(), input.zip(output).map(|(a, b)| a + b));
-    let sent = get(&fleet.ollama, "/sim/requests").await.body;
-    let sent = sent["requests"].as_array().expect("requests").iter().rev();
-    let sent = sent.clone().find(|asked| asked["path"] == "/api/chat").expect("a request");
-    assert_eq!(
-        sent["messages"],
-        json!([
-            {"role": "system", "content": "be brief"},
-            {"role": "user", "content": "my name is Ada"},
-            {"role": "assistant", "content": "hello Ada"},
-            {"role": "user", "content": "[[tokens=20]] who am I?"},
-        ])
-    );
+    let (usage, names) = (&reply.body["usage"], ["input_tokens", "output_tokens"]);
+    let sent = ada_was_asked(&fleet.ollama, "[[tokens=20]] who am I?", usage, names).await;
     assert_eq!(sent["options"]["top_p"].as_f64(), Some(0.5));
     let again = retrieved(&fleet.replicas[1], &id_of(&reply.body)).await;
     assert_eq!((again.status, again.body), (200, reply.body));
@@ -193,22 +210,9 @@ async fn a_response_is_the_models_answer_with_its_usage_and_is_kept() {
 
 #[tokio::test]
 async fn a_streamed_response_has_openais_events_and_is_resumed_after_each_at_another_replica() {
-    let fleet = Fleet::start("200", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "200"], &[]).await;
     let events = created(&fleet.replicas[0], &asked("[[tokens=40]] tell me")).await;
-    assert_eq!(
-        kinds(&events),
-        [
-            "response.created",
-            "response.in_progress",
-            "response.output_item.added",
-            "response.content_part.added",
-            "response.output_text.delta",
-            "response.output_text.done",
-            "response.content_part.done",
-            "response.output_item.done",
-            "response.completed",
-        ]
-    );
+    assert_eq!(kinds(&events), RESPONSE_EVENTS);
     let response = whole(&events);
     assert!(events.len() > 20, "piece by piece");
     assert_eq!(joined(&events), expected("[[tokens=40]] tell me"));
@@ -220,7 +224,7 @@ async fn a_streamed_response_has_openais_events_and_is_resumed_after_each_at_ano
 
 #[tokio::test]
 async fn a_response_without_a_stream_is_streamed_later_and_a_running_one_is_joined() {
-    let fleet = Fleet::start("60", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "60"], &[]).await;
     let request = with(asked("[[tokens=60]] go on"), "background", json!(true));
     let reply = post(&fleet.replicas[0], RESPONSES, &request).await;
     assert_eq!((reply.status, &reply.body["status"]), (200, &json!("queued")));
@@ -246,22 +250,44 @@ async fn a_response_without_a_stream_is_streamed_later_and_a_running_one_is_join
 }
 
 #[tokio::test]
+async fn a_running_response_is_resumed_after_every_number_at_each_replica() {
+    const EVENTS: usize = 100;
+    let fleet = Fleet::start("20", &[]).await;
+    let [one, two] = &*fleet.replicas else { panic!("two replicas") };
+    let request = with(asked("[[tokens=60]] go on"), "background", json!(true));
+    let id = id_of(&post(one, RESPONSES, &request).await.body);
+    let begun = async || retrieved(two, &id).await.body["status"] == "in_progress";
+    assert!(eventually(LIMIT, begun).await, "it does not begin");
+    let client = http();
+    let open = |after: usize| {
+        let url = if after.is_multiple_of(2) { &one.url } else { &two.url };
+        client.get(format!("{url}{RESPONSES}/{id}?stream=true&starting_after={after}")).send()
+    };
+    let opened = join_all((0..EVENTS).map(open)).await;
+    // All of them were there before the end, most of them before their first event.
+    assert_eq!(retrieved(one, &id).await.body["status"], "in_progress");
+    let read = opened.into_iter().map(async |response| {
+        let response = response.expect("a response");
+        assert_eq!(response.status(), 200);
+        events_of(&response.text().await.expect("a body"))
+    });
+    let (all, rests) = tokio::join!(resumed(two, &id, None), join_all(read));
+    assert_eq!(whole(&all)["status"], "completed");
+    assert!((30..EVENTS).contains(&all.len()), "{}", all.len());
+    for (after, rest) in rests.into_iter().enumerate() {
+        assert_eq!(rest, all.get(after + 1..).unwrap_or_default(), "after {after}");
+    }
+}
+
+#[tokio::test]
 async fn a_background_response_goes_on_without_a_client_while_others_are_cancelled() {
-    let fleet = Fleet::start("40", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "40"], &[]).await;
     let url = format!("{}{RESPONSES}", fleet.replicas[0].url);
     let mut ids = Vec::new();
     for background in [true, false] {
         let request = with(asked("[[tokens=80]] go on"), "stream", json!(true));
         let request = with(request, "background", json!(background));
-        let mut stream = http().post(&url).json(&request).send().await.expect("a response");
-        let mut raw = String::new();
-        while !raw.contains("output_text.delta") {
-            let chunk = stream.chunk().await.expect("a chunk").expect("more");
-            raw.push_str(&String::from_utf8_lossy(&chunk));
-        }
-        let first = raw.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event");
-        let first: Value = serde_json::from_str(first).expect("JSON");
-        ids.push(id_of(&first["response"]));
+        ids.push(until_pieces(http().post(&url).json(&request), 1).await);
     }
     let (kept, left) =
         tokio::join!(ended(&fleet.replicas[1], &ids[0]), ended(&fleet.replicas[1], &ids[1]));
@@ -277,86 +303,58 @@ async fn a_background_response_goes_on_without_a_client_while_others_are_cancell
 #[tokio::test]
 async fn a_background_response_is_resumed_at_a_third_replica_after_its_writer_was_killed() {
     let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "40"]);
-    let settings = [("JARVIS_LEASE_MS", "1000")];
-    let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
     let question = "[[tokens=120]] hold on";
-    let request = with(asked(question), "background", json!(true));
-    let id = id_of(&post(&replicas[0], RESPONSES, &request).await.body);
-    let (watched, ()) = tokio::join!(resumed(&replicas[1], &id, Some(0)), async {
-        let has_text = async || get(&ollama, "/sim/stats").await.body["running"] == 1;
-        assert!(eventually(LIMIT, has_text).await, "it does not begin");
-        tokio::time::sleep(Duration::from_millis(800)).await;
-        replicas[0].kill();
+    let it = Background::begin(3, &redis.url(), &["--rate", "40"], &asked(question)).await;
+    let text = expected(question);
+    let response = it.is_whole_after(&text, async {
+        it.until_pieces(20).await;
+        it.replicas[0].kill();
     });
-    let all = resumed(&replicas[2], &id, None).await;
-    let response = whole(&all);
-    assert_eq!(watched, all[1..]);
-    assert_eq!(joined(&all), expected(question));
+    let response = response.await;
     assert_eq!(
         (&response["status"], &response["usage"]["output_tokens"]),
         (&json!("completed"), &json!(120))
     );
-    is_resumed_after_every_event(&replicas[2], &id, &all).await;
 }
 
 #[tokio::test]
 async fn a_background_response_survives_a_failover_of_redis_with_its_writer() {
     let redis = RedisSentinels::start();
-    let ollama = ollama_sim(&["--rate", "30"]);
-    let settings = [("JARVIS_LEASE_MS", "1000")];
-    let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
     let question = "[[tokens=200]] hold on";
-    let request = with(asked(question), "background", json!(true));
-    let id = id_of(&post(&replicas[0], RESPONSES, &request).await.body);
-    let (watched, ()) = tokio::join!(resumed(&replicas[1], &id, Some(0)), async {
-        let has_text = async || get(&ollama, "/sim/stats").await.body["running"] == 1;
-        assert!(eventually(LIMIT, has_text).await, "it does not begin");
-        tokio::time::sleep(Duration::from_millis(800)).await;
+    let it = Background::begin(3, &redis.url(), &["--rate", "30"], &asked(question)).await;
+    let text = expected(question);
+    let response = it.is_whole_after(&text, async {
+        it.until_pieces(20).await;
         redis.primary.kill();
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        replicas[0].kill();
+        // The writer has more than Redis has when it dies, before there is a new primary.
+        let at_failover = stat(&it.ollama, "tokens").await;
+        let goes_on = async || stat(&it.ollama, "tokens").await >= at_failover + 40;
+        assert!(eventually(LIMIT, goes_on).await, "the model stops");
+        it.replicas[0].kill();
     });
-    let all = resumed(&replicas[2], &id, None).await;
-    let response = whole(&all);
-    assert_eq!(watched, all[1..]);
-    assert_eq!(joined(&all), expected(question));
-    assert_eq!(response["status"], "completed");
-    is_resumed_after_every_event(&replicas[2], &id, &all).await;
+    assert_eq!(response.await["status"], "completed");
 }
 
 #[tokio::test]
 async fn an_answer_that_began_anew_has_other_numbers_and_is_never_spliced() {
     let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--models", "thinker", "--rate", "40"]);
-    let settings = [("JARVIS_LEASE_MS", "1000")];
-    let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
     let question = "[[tokens=100 think=10]] hold on";
     let request = json!({"model": "thinker", "input": question, "temperature": 0,
-        "background": true, "reasoning": {"effort": "low"}});
-    let id = id_of(&post(&replicas[0], RESPONSES, &request).await.body);
-    let (watched, ()) = tokio::join!(resumed(&replicas[1], &id, None), async {
-        let has_text = async || get(&ollama, "/sim/stats").await.body["running"] == 1;
-        assert!(eventually(LIMIT, has_text).await, "it does not begin");
-        tokio::time::sleep(Duration::from_millis(800)).await;
+        "reasoning": {"effort": "low"}});
+    let host = ["--models", "thinker", "--rate", "40"];
+    let it = Background::begin(2, &redis.url(), &host, &request).await;
+    let Background { replicas, id, .. } = &it;
+    let (watched, ()) = tokio::join!(resumed(&replicas[1], id, None), async {
+        it.until_pieces(10).await;
         replicas[0].kill();
     });
     let error = watched.last().expect("an end");
     assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("upstream_interrupted")));
     let last = &watched[watched.len() - 2]["sequence_number"];
     assert_eq!(&error["sequence_number"], last);
-    let response = ended(&replicas[1], &id).await;
+    let response = ended(&replicas[1], id).await;
     assert_eq!(response["status"], "completed", "{response}");
-    let all = resumed(&replicas[1], &id, Some(1)).await;
+    let all = resumed(&replicas[1], id, Some(1)).await;
     assert_eq!(all[0]["sequence_number"], 1_000_002);
     assert_eq!(joined(&all), output_text(&response));
     let path = format!("{RESPONSES}/{id}?stream=true&starting_after={last}");
@@ -366,7 +364,7 @@ async fn an_answer_that_began_anew_has_other_numbers_and_is_never_spliced() {
 
 #[tokio::test]
 async fn a_response_is_cancelled_once_and_deleted_for_good() {
-    let fleet = Fleet::start("20", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "20"], &[]).await;
     let [one, two] = &*fleet.replicas else { panic!("two replicas") };
     let request = with(asked("[[tokens=400]] go on"), "background", json!(true));
     let id = id_of(&post(one, RESPONSES, &request).await.body);
@@ -375,7 +373,7 @@ async fn a_response_is_cancelled_once_and_deleted_for_good() {
     let path = format!("{RESPONSES}/{id}");
     let cancelled = post(two, &format!("{path}/cancel"), &json!({})).await;
     assert_eq!((cancelled.status, &cancelled.body["status"]), (200, &json!("cancelled")));
-    let stopped = async || get(&fleet.ollama, "/sim/stats").await.body["running"] == 0;
+    let stopped = async || stat(&fleet.ollama, "running").await == 0;
     assert!(eventually(LIMIT, stopped).await, "its model runs");
     let again = post(one, &format!("{path}/cancel"), &json!({})).await;
     assert_eq!((again.status, again.body), (200, cancelled.body));
@@ -398,7 +396,7 @@ async fn a_response_is_cancelled_once_and_deleted_for_good() {
 
 #[tokio::test]
 async fn another_callers_response_is_like_one_that_never_existed() {
-    let fleet = Fleet::start("2000", &[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let fleet = Fleet::start(2, &["--rate", "2000"], &[("JARVIS_JWT_SECRET", SECRET)]).await;
     let url = |path: &str| format!("{}{path}", fleet.replicas[0].url);
     let of = |request: RequestBuilder, user: &str| {
         if user.is_empty() { request } else { request.bearer_auth(token(user)) }
@@ -457,7 +455,7 @@ async fn another_callers_response_is_like_one_that_never_existed() {
 
 #[tokio::test]
 async fn a_response_goes_on_with_the_conversation_of_an_earlier_one() {
-    let fleet = Fleet::start("2000", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "2000"], &[]).await;
     let [one, two] = &*fleet.replicas else { panic!("two replicas") };
     let first = with(asked("[[tokens=4]] one"), "instructions", json!("be brief"));
     let first = post(one, RESPONSES, &first).await.body;
@@ -469,9 +467,7 @@ async fn a_response_goes_on_with_the_conversation_of_an_earlier_one() {
     let third = json!({"model": MODEL, "input": input, "previous_response_id": second["id"]});
     let third = post(one, RESPONSES, &third).await.body;
     assert_eq!(third["status"], "completed", "{third}");
-    let sent = get(&fleet.ollama, "/sim/requests").await.body;
-    let sent = sent["requests"].as_array().expect("requests").clone();
-    let sent = sent.iter().rev().find(|asked| asked["path"] == "/api/chat").expect("a request");
+    let sent = requests(&fleet.ollama, "/api/chat").await.pop().expect("a request");
     let texts: Vec<_> = sent["messages"]
         .as_array()
         .expect("messages")
@@ -531,7 +527,7 @@ async fn a_response_goes_on_with_the_conversation_of_an_earlier_one() {
 
 #[tokio::test]
 async fn a_tool_is_called_and_its_output_is_answered() {
-    let fleet = Fleet::start("2000", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "2000"], &[]).await;
     let [one, two] = &*fleet.replicas else { panic!("two replicas") };
     let tool = json!({"type": "function", "name": "weather", "description": "the weather",
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
@@ -570,7 +566,7 @@ async fn a_tool_is_called_and_its_output_is_answered() {
 
 #[tokio::test]
 async fn a_repeat_with_its_key_is_the_same_response() {
-    let fleet = Fleet::start("60", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "60"], &[]).await;
     let key = Uuid::new_v4().to_string();
     let request = with(asked("[[tokens=30]] once"), "background", json!(true));
     let ask = |replica: &Process, request: &Value| {
@@ -592,7 +588,7 @@ async fn a_repeat_with_its_key_is_the_same_response() {
 
 #[tokio::test]
 async fn a_response_is_kept_a_day_after_its_end_and_a_users_until_it_is_deleted() {
-    let fleet = Fleet::start("2000", &[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let fleet = Fleet::start(2, &["--rate", "2000"], &[("JARVIS_JWT_SECRET", SECRET)]).await;
     let url = format!("{}{RESPONSES}", fleet.replicas[0].url);
     let tool = json!({"type": "function", "name": "weather"});
     let ttl = |id: &str| {
@@ -627,7 +623,7 @@ async fn a_response_is_kept_a_day_after_its_end_and_a_users_until_it_is_deleted(
 
 #[tokio::test]
 async fn a_response_that_fails_says_why() {
-    let fleet = Fleet::start("2000", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "2000"], &[]).await;
     let replica = &fleet.replicas[0];
     let unknown = json!({"model": "nope", "input": "hi"});
     assert_eq!(
@@ -649,7 +645,7 @@ async fn a_response_that_fails_says_why() {
 
 #[tokio::test]
 async fn a_stream_that_its_replica_or_its_revoked_key_ends_has_an_error_as_last_event() {
-    let fleet = Fleet::start("20", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "20"], &[]).await;
     let request = with(asked("[[tokens=1000]] go on"), "stream", json!(true));
     let replica = &fleet.replicas[0];
     let ended = revoked_and_drained(replica, &fleet.redis, RESPONSES, &request).await;
@@ -663,12 +659,8 @@ async fn a_stream_that_its_replica_or_its_revoked_key_ends_has_an_error_as_last_
 
 #[tokio::test]
 async fn a_model_that_reasons_has_an_item_for_it() {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--models", "thinker", "--rate", "200"]);
-    let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &ollama.url, &[])).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let Fleet { replicas, ollama: _ollama, redis: _redis } =
+        Fleet::start(2, &["--models", "thinker", "--rate", "200"], &[]).await;
     let request = json!({"model": "thinker", "input": "[[tokens=10 think=6]] why",
         "temperature": 0, "reasoning": {"effort": "low"}});
     let events = created(&replicas[0], &request).await;
@@ -688,10 +680,10 @@ async fn a_model_that_reasons_has_an_item_for_it() {
 #[tokio::test]
 async fn a_waiting_response_has_its_first_byte_soon_and_heartbeats_without_a_blank_line() {
     let settings = [("JARVIS_OLLAMA_SLOTS", "1"), ("JARVIS_HEARTBEAT", "1")];
-    let fleet = Fleet::start("20", &settings).await;
+    let fleet = Fleet::start(2, &["--rate", "20"], &settings).await;
     let busy = with(asked("[[tokens=60]] busy"), "background", json!(true));
     post(&fleet.replicas[0], RESPONSES, &busy).await;
-    let running = async || get(&fleet.ollama, "/sim/stats").await.body["running"] == 1;
+    let running = async || stat(&fleet.ollama, "running").await == 1;
     assert!(eventually(LIMIT, running).await, "it does not begin");
     let request = with(asked("[[tokens=3]] next"), "stream", json!(true));
     let begun = std::time::Instant::now();
@@ -710,132 +702,4 @@ async fn a_waiting_response_has_its_first_byte_soon_and_heartbeats_without_a_bla
     }
     assert!(raw.contains("\n:\n"), "{raw}");
     assert_eq!(whole(&events_of(&raw))["status"], "completed");
-}
-
-/// What the schema of Open Responses requires of a response (`ResponseResource`, openresponses.org).
-const RESPONSE_FIELDS: [&str; 32] = [
-    "id",
-    "object",
-    "created_at",
-    "completed_at",
-    "status",
-    "incomplete_details",
-    "model",
-    "previous_response_id",
-    "instructions",
-    "output",
-    "error",
-    "tools",
-    "tool_choice",
-    "truncation",
-    "parallel_tool_calls",
-    "text",
-    "top_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "top_logprobs",
-    "temperature",
-    "reasoning",
-    "user",
-    "usage",
-    "max_output_tokens",
-    "max_tool_calls",
-    "store",
-    "background",
-    "service_tier",
-    "metadata",
-    "safety_identifier",
-    "prompt_cache_key",
-];
-
-fn has_fields(value: &Value, fields: &[&str]) {
-    for field in fields {
-        assert!(value.get(field).is_some(), "no {field} in {value}");
-    }
-}
-
-fn is_as_open_responses_has_it(response: &Value) {
-    has_fields(response, &RESPONSE_FIELDS);
-    for item in response["output"].as_array().expect("items") {
-        has_fields(item, &["type", "id", "status"]);
-        match item["type"].as_str().expect("a type") {
-            "message" => {
-                assert_eq!(item["role"], "assistant");
-                for part in item["content"].as_array().expect("parts") {
-                    has_fields(part, &["type", "text", "annotations", "logprobs"]);
-                }
-            }
-            "function_call" => has_fields(item, &["call_id", "name", "arguments"]),
-            kind => panic!("an item of type {kind}"),
-        }
-    }
-    for tool in response["tools"].as_array().expect("tools") {
-        has_fields(tool, &["type", "name", "description", "parameters", "strict"]);
-    }
-}
-
-/// The fields of an event beside its type and its number.
-fn event_fields(kind: &str) -> &'static [&'static str] {
-    match kind {
-        "response.created" | "response.in_progress" | "response.completed" => &["response"],
-        "response.output_item.added" | "response.output_item.done" => &["output_index", "item"],
-        "response.content_part.added" | "response.content_part.done" => {
-            &["item_id", "output_index", "content_index", "part"]
-        }
-        "response.output_text.delta" => &["item_id", "output_index", "content_index", "delta"],
-        "response.output_text.done" => &["item_id", "output_index", "content_index", "text"],
-        "response.function_call_arguments.delta" => &["item_id", "output_index", "delta"],
-        "response.function_call_arguments.done" => &["item_id", "output_index", "arguments"],
-        _ => panic!("an event of type {kind}"),
-    }
-}
-
-#[tokio::test]
-async fn the_cases_of_open_responses_compliance_suite_have_what_its_schema_requires() {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "2000", "--models", "tinyllama,vision"]);
-    let replica = jarvis(&redis.url(), &ollama.url, &[]);
-    until_ok(&replica, "/health/ready").await;
-    let message =
-        |role: &str, content: Value| json!({"type": "message", "role": role, "content": content});
-    let user = |text: &str| message("user", json!(text));
-    let pixel = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgY\
-        GBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
-    let shown = json!([{"type": "input_text", "text": "What is it?"},
-        {"type": "input_image", "image_url": pixel}]);
-    let tool = json!([{"type": "function", "name": "get_weather", "description": "The weather.",
-        "parameters": {"type": "object", "properties": {"location": {"type": "string"}},
-            "required": ["location"]}}]);
-    let call = json!({"model": MODEL, "input": [user("[[call=get_weather]] How is it?")],
-        "tools": tool});
-    let asked = |input: Value| json!({"model": MODEL, "input": input});
-    for (request, wanted) in [
-        (asked(json!([user("Say hello.")])), "message"),
-        (asked(json!([message("system", json!("Be a pirate.")), user("Say hello.")])), "message"),
-        (call, "function_call"),
-        (with(asked(json!([message("user", shown)])), "model", json!("vision:latest")), "message"),
-        (
-            asked(json!([
-                user("My name is Alice."),
-                message("assistant", json!("Hello Alice!")),
-                user("What is my name?"),
-            ])),
-            "message",
-        ),
-    ] {
-        let reply = post(&replica, RESPONSES, &request).await;
-        assert_eq!((reply.status, &reply.body["status"]), (200, &json!("completed")), "{request}");
-        is_as_open_responses_has_it(&reply.body);
-        assert_eq!(reply.body["output"][0]["type"], wanted, "{}", reply.body);
-        let events = created(&replica, &request).await;
-        for event in &events {
-            let kind = event["type"].as_str().expect("a type");
-            has_fields(event, &["sequence_number"]);
-            has_fields(event, event_fields(kind));
-            if let Some(response) = event.get("response") {
-                is_as_open_responses_has_it(response);
-            }
-        }
-        assert_eq!(whole(&events)["output"][0]["type"], wanted);
-    }
 }

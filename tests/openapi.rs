@@ -3,15 +3,23 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use support::setup::{Setup, setup};
+use serde_json::Value;
+use support::client::get;
+use support::process::Process;
+use support::raw_http::Raw;
+use support::setup::{Setup, setup_on};
 use support::tokens::{SECRET, token};
 use testkit::folder::Folder;
 use testkit::programs::find;
 
+/// A host with a model that takes images, too.
+const HOST: [&str; 4] = ["--rate", "2000", "--models", "tinyllama,vision"];
 /// How long one run may take.
 const RUN_LIMIT: Duration = Duration::from_mins(5);
 /// Requests of each operation, besides those that try every bound of its schema once.
@@ -21,7 +29,7 @@ const EXAMPLES: &str = "15";
 /// status, the content type and the schema; what the description allows must not be refused, and
 /// what it forbids must not be taken.
 async fn conforms(settings: &[(&str, &str)], token: Option<&str>) {
-    let Setup { replica, redis: _redis, ollama: _ollama } = setup("2000", settings).await;
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup_on(&HOST, settings).await;
     let program = find("schemathesis").expect("schemathesis: `make test` installs it from PyPI");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openapi");
     let place = Folder::temporary().expect("a folder");
@@ -32,7 +40,7 @@ async fn conforms(settings: &[(&str, &str)], token: Option<&str>) {
         .args(["--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color"])
         .args(["--max-examples", EXAMPLES, "--request-timeout", "30", "--no-shrink"])
         // It cannot speak the protocol that the description of this path upgrades to, nor write the
-        // lines of a file.
+        // lines of a file: they have a test of their own.
         .args(["--exclude-path", "/ws", "--exclude-path", "/api/v1/chat/import"])
         .env("SCHEMATHESIS_HOOKS", "hooks")
         .env("PYTHONPATH", OsString::from(&folder))
@@ -60,4 +68,153 @@ async fn an_anonymous_caller_meets_nothing_that_the_openapi_document_does_not_de
 async fn a_signed_in_caller_meets_nothing_that_the_openapi_document_does_not_describe() {
     let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_AUTH", "required")];
     conforms(&settings, Some(&token("alice"))).await;
+}
+
+/// An operation of the document, with a path that can be asked for.
+struct Operation {
+    method: String,
+    path: String,
+    has_body: bool,
+    /// Whether its errors are in the form of another API.
+    has_dialect: bool,
+    responses: Value,
+}
+
+impl Operation {
+    /// Asserts that the document has this status of a reply, in the form that the reply has.
+    fn describes(&self, what: &str, status: u16, head: &str) {
+        let Self { method, path, responses, .. } = self;
+        let described = [&*status.to_string(), "default"].map(|status| &responses[status]);
+        let described = described.into_iter().find(|response| !response.is_null());
+        let described = described.unwrap_or_else(|| panic!("{method} {path}, {what}: {status}"));
+        let head = head.to_ascii_lowercase();
+        let form =
+            head.split("content-type: ").nth(1).and_then(|rest| rest.split(['\r', ';']).next());
+        if let Some(form) = form {
+            assert!(described["content"][form].is_object(), "{method} {path}, {what}: {form}");
+        }
+    }
+}
+
+async fn operations(replica: &Process) -> Vec<Operation> {
+    let document = get(replica, "/openapi.json").await.body;
+    let mut operations = Vec::new();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in methods.as_object().expect("methods") {
+            let session = uuid::Uuid::new_v4().to_string();
+            let response = format!("resp_{}", session.replace('-', ""));
+            let asked = path.replace("{session_id}", &session).replace("{model}", "tinyllama");
+            operations.push(Operation {
+                method: method.to_uppercase(),
+                path: asked.replace("{response_id}", &response),
+                has_body: operation["requestBody"].is_object(),
+                has_dialect: operation["responses"]["default"].is_object(),
+                responses: operation["responses"].clone(),
+            });
+        }
+    }
+    operations
+}
+
+/// What a layer refuses, or a body lacks: the header fields, and the body as far as it comes.
+const REFUSED: [(&str, &str, &str); 6] = [
+    ("a compressed body", "Content-Encoding: gzip\r\nContent-Length: 2\r\n", "{}"),
+    ("a body that breaks off", "Transfer-Encoding: chunked\r\n", "1\r\n{\r\nrubbish\r\n"),
+    ("a body without end", "Content-Length: 100\r\n", "{"),
+    ("a body of a gigabyte", "Content-Length: 1073741824\r\n", "{"),
+    ("a foreign Origin", "Origin: https://evil.example\r\nContent-Length: 2\r\n", "{}"),
+    ("a foreign Host", "Host: evil.example\r\nContent-Length: 2\r\n", "{}"),
+];
+
+#[tokio::test]
+async fn what_layers_refuse_and_what_a_body_lacks_is_described_of_every_operation() {
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_READ_TIMEOUT", "3")];
+    let Setup { replica, .. } = &setup_on(&HOST, &settings).await;
+    let operations = operations(replica).await;
+    assert!(operations.len() > 30, "{}", operations.len());
+    let token = token("alice");
+    let asked = operations.iter().flat_map(|operation| REFUSED.map(|refused| (operation, refused)));
+    let replies = asked.map(async |(operation, (what, fields, body))| {
+        let Operation { method, path, .. } = operation;
+        let mut head = format!("{method} {path} HTTP/1.1\r\nAuthorization: Bearer {token}\r\n");
+        if !fields.starts_with("Host") {
+            head.push_str("Host: 127.0.0.1\r\n");
+        }
+        let _ = write!(head, "{fields}\r\n{body}");
+        let mut raw = Raw::connect(replica).await;
+        raw.write(head.as_bytes()).await.expect("an open connection");
+        // A body without end is waited for: half a minute.
+        let reply = tokio::time::timeout(Duration::from_mins(1), raw.response_in_any_time());
+        let reply = reply.await.expect("a reply in time").expect("a reply");
+        operation.describes(what, reply.status, &reply.head);
+        (operation, what, reply.status)
+    });
+    let mut seen = BTreeSet::new();
+    for (operation, what, status) in futures_util::future::join_all(replies).await {
+        let Operation { method, path, has_body, has_dialect, .. } = operation;
+        let wanted = match what {
+            "a foreign Host" => 403,
+            "a foreign Origin" if method != "GET" => 403,
+            "a compressed body" if *has_body => 415,
+            "a body that breaks off" if *has_body => 400,
+            "a body without end" if *has_body => 408,
+            "a body of a gigabyte" if *has_body => 413,
+            _ => status,
+        };
+        assert_eq!(status, wanted, "{method} {path}, {what}");
+        seen.insert((status, *has_dialect));
+    }
+    for status in [400, 403, 408, 413, 415] {
+        assert!(seen.contains(&(status, true)) && seen.contains(&(status, false)), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_and_an_import_are_answered_as_the_document_describes_them() {
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_READ_TIMEOUT", "1")];
+    let Setup { replica, .. } = &setup_on(&HOST, &settings).await;
+    let operations = operations(replica).await;
+    let alice = format!("Authorization: Bearer {}\r\n", token("alice"));
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
+    let key = "Sec-WebSocket-Key: AAECAwQFBgcICQoLDA0ODw==\r\n";
+    let whole = format!("{upgrade}{key}");
+    let (line, end) = (r#"{"type":"export","version":1}"#, r#"{"type":"end"}"#);
+    let lines = |text: &str| format!("{alice}Content-Length: {}\r\n\r\n{text}", text.len());
+    let table = [
+        ("/ws", "", format!("{whole}\r\n"), 101),
+        ("/ws", "", "\r\n".to_owned(), 426),
+        ("/ws", "", format!("{upgrade}Sec-WebSocket-Key: short\r\n\r\n"), 400),
+        ("/ws", "", format!("{whole}Content-Length: 2\r\n\r\n{{}}"), 400),
+        ("/ws", "?session_id=mine", format!("{whole}\r\n"), 422),
+        ("/ws", "?cursor=rubbish", format!("{whole}\r\n"), 422),
+        ("/ws", "", format!("{whole}Authorization: Bearer a.b.c\r\n\r\n"), 401),
+        ("/ws", "", format!("{whole}Origin: https://evil.example\r\n\r\n"), 403),
+        ("/api/v1/chat/import", "", lines(&format!("{line}\n{end}\n")), 200),
+        ("/api/v1/chat/import", "", lines("rubbish\n"), 422),
+        ("/api/v1/chat/import", "", "Content-Length: 0\r\n\r\n".to_owned(), 401),
+        ("/api/v1/chat/import", "", format!("{alice}Content-Length: 99\r\n\r\n{{"), 408),
+        ("/api/v1/chat/import", "", format!("{alice}Content-Length: 99999999\r\n\r\n{{"), 413),
+        (
+            "/api/v1/chat/import",
+            "",
+            format!("{alice}Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{{}}"),
+            415,
+        ),
+        (
+            "/api/v1/chat/import",
+            "",
+            format!("{alice}Transfer-Encoding: chunked\r\n\r\nrubbish\r\n"),
+            400,
+        ),
+    ];
+    for (path, query, rest, status) in table {
+        let operation = operations.iter().find(|operation| operation.path == path);
+        let operation = operation.expect("an operation");
+        let mut raw = Raw::connect(replica).await;
+        let head = format!("{} {path}{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n", operation.method);
+        raw.write(format!("{head}{rest}").as_bytes()).await.expect("an open connection");
+        let reply = raw.response().await.expect("a reply");
+        assert_eq!(reply.status, status, "{path}{query} {rest}");
+        operation.describes(&rest, status, &reply.head);
+    }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, ETAG, HeaderMap, IF_NONE_MATCH};
 use serde_json::{Value, json};
 use support::client::{get, http, until_ok};
+use support::fleet::ready_replicas;
 use support::metrics::metrics;
 use support::nginx::Nginx;
 use support::process::{Process, jarvis, ollama_sim};
@@ -40,10 +41,7 @@ async fn fleet(settings: &[(&str, &str)]) -> Fleet {
     let ollama = ollama_sim(&[&models[..], &["--rate", "200", "--slots", "8"]].concat());
     let settings =
         [&[("JARVIS_LEASE_MS", "2000"), ("JARVIS_OLLAMA_SLOTS", "8")], settings].concat();
-    let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let replicas = ready_replicas(2, &redis.url(), &ollama.url, &settings).await;
     let nginx = Nginx::deployed(&replicas).await;
     Fleet { replicas, nginx, ollama, _redis: redis }
 }

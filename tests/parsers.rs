@@ -46,6 +46,21 @@ const EMBEDDING_BODIES: &[&str] = &[
     r#"{"model":"m","input":["a","b"],"dimensions":4,"encoding_format":"base64","user":"u"}"#,
     r#"{"model":"m","input":"\u00e9","encoding_format":null}"#,
 ];
+const RESPONSE_BODIES: &[&str] = &[
+    r#"{"model":"m","input":"hi","instructions":"s","temperature":0.5,"max_output_tokens":5,"store":true,"background":true,"metadata":{"a":"b"}}"#,
+    r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"a"}]},{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"r"}],"tools":[{"type":"function","name":"f","parameters":{"type":"object"}}],"stream":true}"#,
+    r#"{"model":"m","input":"q","text":{"format":{"type":"json_schema","name":"n","strict":true,"schema":{"b":1,"a":2}}},"reasoning":{"effort":"low"},"previous_response_id":"resp_00000000000040008000000000000001"}"#,
+];
+const KEY_SETS: &[&str] = &[
+    r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"a","use":"sig","alg":"EdDSA"}]}"#,
+    r#"{"keys":[{"kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM","kid":"b"},{"kty":"oct","k":"AAAA","kid":"c"}]}"#,
+    r#"{"keys":[{"kty":"RSA","n":"0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw","e":"AQAB","kid":"d"}]}"#,
+];
+/// A ping, and a request with its body.
+const FRAMES: &[&str] = &[
+    "\0\0\u{8}\u{6}\0\0\0\0\0abcdefgh",
+    "\0\0\u{2}\u{1}\u{5}\0\0\0\u{1}ab\0\0\u{2}\0\u{1}\0\0\0\u{1}{}",
+];
 const OLLAMA_BODIES: &[&str] = &[
     r#"{"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","content":"q"},{"role":"assistant","content":"","tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]},{"role":"tool","tool_name":"f","content":"r"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}],"stream":false,"options":{"temperature":0.5,"num_predict":-1,"stop":["x"],"seed":7,"num_ctx":9}}"#,
     r#"{"model":"m","prompt":"q","system":"s","format":{"b":1,"a":2},"think":"high","keep_alive":"0s","raw":false}"#,
@@ -143,6 +158,44 @@ proptest! {
     #[test]
     fn a_damaged_request_for_a_completion_is_one_or_an_error(bytes in damaged(COMPLETION_BODIES)) {
         in_time(|| parsers::completion_body(&bytes));
+    }
+
+    #[test]
+    fn any_bytes_are_a_request_for_a_response_or_an_error(bytes in random()) {
+        in_time(|| parsers::response_body(&bytes));
+    }
+
+    #[test]
+    fn a_damaged_request_for_a_response_is_one_or_an_error(bytes in damaged(RESPONSE_BODIES)) {
+        in_time(|| parsers::response_body(&bytes));
+    }
+
+    #[test]
+    fn any_bytes_are_the_keys_of_an_issuer_or_an_error(bytes in random()) {
+        in_time(|| parsers::key_set(&bytes));
+    }
+
+    #[test]
+    fn a_damaged_key_set_has_keys_or_is_an_error(bytes in damaged(KEY_SETS)) {
+        in_time(|| parsers::key_set(&bytes));
+    }
+
+    #[test]
+    fn any_frames_of_http_2_are_counted_however_they_are_split(
+        bytes in random(),
+        times in 1..2000usize,
+        chunk in 1..64usize,
+    ) {
+        in_time(|| parsers::http_2_frames(&bytes.repeat(times.min(1 + (64 << 10) / (1 + bytes.len()))), chunk));
+    }
+
+    #[test]
+    fn damaged_frames_of_http_2_are_counted_however_they_are_split(
+        bytes in damaged(FRAMES),
+        times in 1..2000usize,
+        chunk in 1..64usize,
+    ) {
+        in_time(|| parsers::http_2_frames(&bytes.repeat(times), chunk));
     }
 
     #[test]

@@ -731,6 +731,7 @@ async fn a_turn_beyond_a_bound_gets_a_retry_time_at_which_there_is_room() {
     let status = join(&store, &late).await;
     let TicketStatus::Full(Some(wait)) = status else { panic!("{status:?}") };
     assert!(wait <= turn_time * 2, "{wait:?}");
+    // The turn takes as long as the mean says, and the refused one comes again when it was told to.
     tokio::time::sleep_until((began + turn_time).into()).await;
     release(&store, &running).await;
     tokio::time::sleep_until((began + wait).into()).await;
@@ -802,33 +803,54 @@ async fn the_estimated_wait_is_the_time_that_a_turn_waits() {
     let hosts = [host("a", 2, &[MODEL]), host("b", 1, &[MODEL])];
     let world = World::with(&hosts).await;
     let turn_time = Duration::from_secs(1);
+    // Each turn of this test lasts so long, and the releases measure the mean of it.
     let run = |ticket: Ticket| {
         let store = world.store.clone();
         async move {
-            let joined = Instant::now();
             let mut estimate: Option<(Instant, Duration)> = None;
             let mut status = join(&store, &ticket).await;
             while let TicketStatus::Waiting(Waiting { eta, .. }) = status {
                 estimate = estimate.or(eta.map(|eta| (Instant::now(), eta)));
+                // A turn that waits looks for its slot so often.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 status = self::status(&store, &ticket).await;
             }
             let waited = estimate.map(|(at, eta)| (at.elapsed(), eta));
             tokio::time::sleep(turn_time).await;
             release(&store, &ticket).await;
-            (joined, waited)
+            waited
         }
     };
-    // The mean is what the queue measures here: the other tests record it.
-    run(ticket("warm", MODEL)).await;
+    world.set_turn_time(turn_time);
     let turns = (0..15).map(|n| run(ticket(&format!("u{n}"), MODEL)));
     let turns = futures_util::future::join_all(turns).await;
-    let waits: Vec<_> = turns.iter().filter_map(|(_, waited)| *waited).collect();
+    let waits: Vec<_> = turns.into_iter().flatten().collect();
     assert_eq!(waits.len(), 12);
     for (took, eta) in waits {
         let (took, eta) = (took.as_secs_f64(), eta.as_secs_f64());
         assert!((eta - took).abs() <= 0.3 * took, "estimated {eta:.2} s, took {took:.2} s");
     }
+}
+
+#[tokio::test]
+async fn a_release_records_how_long_its_turn_held_the_slot() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let turn = ticket("u", MODEL);
+    let joining = Instant::now();
+    join(&world.store, &turn).await;
+    let joined = Instant::now();
+    // However long this takes, it is the time of the turn.
+    world.store.report(&[host("a", 1, &[MODEL])]).await.unwrap();
+    let looked = eventually(LIMIT, async || joined.elapsed() > Duration::from_millis(50));
+    assert!(looked.await);
+    let held = joined.elapsed();
+    release(&world.store, &turn).await;
+    let most = joining.elapsed();
+    let recorded = world.server.cli(&["HGET", "jarvis:{queue}:host:a", "turn_ms"]);
+    let recorded = Duration::from_millis(recorded.trim().parse().expect("a mean"));
+    // Redis counts whole milliseconds.
+    let rounding = Duration::from_millis(2);
+    assert!(recorded + rounding >= held && recorded <= most + rounding, "{recorded:?}: {held:?}");
 }
 
 #[tokio::test]

@@ -166,8 +166,8 @@ async fn a_body_that_comes_a_moment_after_its_head_does_not_cost_the_connection(
         for _ in 0..20 {
             let head = format!("POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n{framing}");
             raw.write(head.as_bytes()).await.expect("an open connection");
-            // A client writes its head and its body apart; the pause is longer than the answer
-            // takes.
+            // A client writes its head and its body apart, within the second that the server waits
+            // for the body.
             tokio::time::sleep(Duration::from_millis(20)).await;
             let body: &[u8] =
                 if framing.starts_with('C') { b"{}" } else { b"2\r\n{}\r\n0\r\n\r\n" };
@@ -229,6 +229,7 @@ async fn a_client_that_sends_nothing_after_its_refusal_is_disconnected() {
     // A byte for a closed connection resets it; the next one shows that.
     while raw.write(b"x").await.is_ok() {
         assert!(began.elapsed() < LIMIT, "the server still waits for more");
+        // The time in which the server drops what still comes.
         tokio::time::sleep(Duration::from_secs(6)).await;
     }
 }

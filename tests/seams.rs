@@ -5,8 +5,9 @@ mod support;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::client::{Socket, get, http, joined, kinds, post, until_ok};
-use support::process::{Process, jarvis, ollama_sim, ollama_sim_at};
+use support::client::{Socket, get, http, joined, kinds, post};
+use support::fleet::ready_replicas;
+use support::process::{Process, ollama_sim, ollama_sim_at};
 use support::redis::RedisServer;
 
 /// The separator between the characters of an answer, each of which is a piece.
@@ -48,10 +49,7 @@ impl Fleet {
         let urls: Vec<_> = hosts.iter().map(|host| format!("{};slots=1000", host.url)).collect();
         let urls = urls.join(",");
         let settings = [("JARVIS_REDIS_TIMEOUT_MS", "10000"), ("JARVIS_QUEUE_SHARE", "1000")];
-        let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &urls, &settings)).collect();
-        for replica in &replicas {
-            until_ok(replica, "/health/ready").await;
-        }
+        let replicas = ready_replicas(2, &redis.url(), &urls, &settings).await;
         Self { _redis: redis, hosts, replicas }
     }
 

@@ -435,6 +435,26 @@ async fn the_file_of_redis_users_lets_a_replica_serve_and_others_only_ping() {
     assert_eq!(chat.expect("a response").status(), 200);
     let url = redis.url();
     let password = url.split([':', '@']).nth(2).expect("a password");
+    let of_admin = format!("{password}-OF-ADMIN");
+    // What operators need, and neither the data nor the users.
+    let mut connection = Connection::open(redis.port()).expect("a connection");
+    let replies = connection.ask(&[
+        &["AUTH", "admin", &of_admin][..],
+        &["CONFIG", "GET", "maxmemory"],
+        &["CONFIG", "SET", "maxmemory", "0"],
+        &["INFO", "memory"],
+        &["SLOWLOG", "GET", "1"],
+        &["GET", "jarvis:{source}:key"],
+        &["KEYS", "*"],
+        &["FLUSHALL"],
+        &["ACL", "LIST"],
+        &["EVAL", "return 1", "0"],
+        &["SHUTDOWN"],
+    ]);
+    let replies: Vec<_> = replies.expect("replies").iter().map(Reply::text).collect();
+    let refused: Vec<_> = replies.iter().map(|reply| reply.starts_with("NOPERM")).collect();
+    let expected = [[false; 5].as_slice(), &[true; 6]].concat();
+    assert_eq!(refused, expected, "{replies:?}");
     for (user, password, allowed) in [("probe", "-", "PING"), ("jarvis", password, "PING")] {
         for command in [
             &[allowed][..],
@@ -561,6 +581,9 @@ fn noting(folder: &std::path::Path, programs: &[&str]) -> std::path::PathBuf {
     bin
 }
 
+/// A password of operators that is nowhere else.
+const ADMIN: &str = "adm1n-of-redis";
+
 #[test]
 fn no_program_of_the_deployments_gets_a_password_among_its_arguments() {
     const PROGRAMS: [&str; 11] =
@@ -588,7 +611,7 @@ fn no_program_of_the_deployments_gets_a_password_among_its_arguments() {
     let texts = [env, acl, url].join("\n");
     let words = texts.split(|letter: char| !letter.is_ascii_alphanumeric());
     let passwords: std::collections::BTreeSet<&str> = words.filter(is_password).collect();
-    assert_eq!(passwords.len(), 4, "one of compose, and three users");
+    assert_eq!(passwords.len(), 6, "two of compose, and four users");
 
     // The script by which compose's Redis gets its users.
     let compose = std::fs::read_to_string(root.join("docker-compose.yml")).expect("a file");
@@ -604,15 +627,17 @@ fn no_program_of_the_deployments_gets_a_password_among_its_arguments() {
         )
         .replace("/tmp/users.acl", &users.display().to_string());
     let mut started = Command::new("sh");
-    started.args(["-c", &script, "redis"]).env("PATH", &path).env("JARVIS_REDIS_PASSWORD", REDIS);
+    started.args(["-c", &script, "redis"]).env("PATH", &path);
+    started.env("JARVIS_REDIS_PASSWORD", REDIS).env("JARVIS_REDIS_ADMIN_PASSWORD", ADMIN);
     let started = started.output().expect("sh");
     assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
     let users = std::fs::read_to_string(users).expect("users");
     assert!(users.contains(&format!("user jarvis on >{REDIS} ")), "{users}");
+    assert!(users.contains(&format!("user admin on >{ADMIN} ")), "{users}");
 
     let noted = std::fs::read_to_string(folder.path().join("arguments")).expect("arguments");
     assert!(noted.contains("/od ") && noted.contains("/redis-server --aclfile"), "{noted}");
-    for password in passwords.into_iter().chain([REDIS]) {
+    for password in passwords.into_iter().chain([REDIS, ADMIN]) {
         assert!(!noted.contains(password), "{noted}");
     }
 }

@@ -18,9 +18,13 @@ use support::eventually;
 use support::issuer::{Answer, Issuer, Key};
 use support::process::{LIMIT, Process, jarvis, logged, ollama_sim};
 use support::redis::RedisServer;
+use support::redis_time::{begin_timing, longest, takes_moments, timed_calls};
+use support::sdks::Driver;
 use support::setup::{Setup, setup};
 use support::store::connect;
 use support::tokens::{SECRET, base64url, claims, hs256, in_seconds, signed, token};
+use testkit::Port;
+use testkit::programs::run_folder;
 use uuid::Uuid;
 
 const CHAT: &str = "/api/v1/chat";
@@ -125,8 +129,59 @@ fn bad_tokens() -> Vec<(&'static str, String, &'static str)> {
 }
 
 fn is_public(path: &str) -> bool {
-    path == "/" || path.starts_with("/health")
+    path == "/"
+        || path == "/openapi.json"
+        || ["/health", "/docs", "/app/"].iter().any(|below| path.starts_with(below))
 }
+
+/// What the API of Ollama has and this service refuses to everybody who may use it.
+const REFUSED: [&str; 6] = [
+    "POST /api/pull",
+    "POST /api/push",
+    "POST /api/create",
+    "POST /api/copy",
+    "DELETE /api/delete",
+    "POST /api/blobs/sha256:0",
+];
+
+/// Makes the request of a route: a handshake where it is one of WebSockets, whose token may come as a
+/// subprotocol.
+async fn ask_route(
+    server: &Process,
+    (method, path, body): &(Method, String, Value),
+    session: &str,
+    token: &str,
+) -> Reply {
+    let Some((path, as_protocol)) = websocket(path) else {
+        return ask(server, method.clone(), path, body, token).await;
+    };
+    let handshake = http()
+        .get(format!("{}{path}?session_id={session}", server.url))
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "AAECAwQFBgcICQoLDA0ODw==");
+    send(match (token, as_protocol) {
+        ("", false) => handshake,
+        ("", true) => handshake.header("sec-websocket-protocol", "jarvis.v1"),
+        (_, false) => handshake.bearer_auth(token),
+        (_, true) => {
+            handshake.header("sec-websocket-protocol", format!("jarvis.v1, bearer.{token}"))
+        }
+    })
+    .await
+}
+
+/// Returns the path of a handshake, and whether its token is a subprotocol; none for other routes.
+fn websocket(route: &str) -> Option<(&str, bool)> {
+    let (path, as_protocol) = match route.strip_suffix(BY_PROTOCOL) {
+        Some(path) => (path, true),
+        None => (route, false),
+    };
+    path.ends_with("/ws").then_some((path, as_protocol))
+}
+
+const BY_PROTOCOL: &str = ", the token as a subprotocol";
 
 /// Every route of the description, and those that it leaves out: method, path and body.
 async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)> {
@@ -145,7 +200,19 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
     for alias in ["/api/v1/chat/message", "/api/v1/chat/send", "/api/v1/chat/"] {
         routes.push((Method::POST, alias.to_owned()));
     }
-    routes.push((Method::GET, "/api/v1/chat/ws".to_owned()));
+    for route in ["/api/v1/chat/ws", &format!("/ws{BY_PROTOCOL}")] {
+        routes.push((Method::GET, route.to_owned()));
+    }
+    let home = http().get(&server.url).header("accept", "text/html");
+    let home = send(home).await.body.as_str().expect("a page").to_owned();
+    let part = home.split("/app/").nth(1).and_then(|rest| rest.split('"').next()).expect("a part");
+    let part = format!("/app/{part}");
+    for page in ["/docs", "/docs/swagger-ui.css", "/openapi.json", &part] {
+        routes.push((Method::GET, page.to_owned()));
+    }
+    for (method, path) in REFUSED.iter().filter_map(|route| route.split_once(' ')) {
+        routes.push((method.parse().expect("a method"), path.to_owned()));
+    }
     let body = |method: &Method, path: &str| match path.trim_end_matches('/') {
         path if path.ends_with("/cancel") => json!({}),
         path if ["/regenerate", "/edit", "/branch"].iter().any(|end| path.ends_with(end)) => {
@@ -174,7 +241,10 @@ fn as_a_stranger(path: &str, token: &str) -> (u16, &'static str) {
         path if path.ends_with("/import") => (422, "import_invalid"),
         path if path.contains("/sessions/") => (404, "session_not_found"),
         "/api/v1/chat" | "/api/v1/chat/message" | "/api/v1/chat/send" => (404, "session_not_found"),
-        "/ws" | "/api/v1/chat/ws" => (426, "websocket_expected"),
+        path if websocket(path).is_some() => (101, ""),
+        path if REFUSED.iter().any(|refused| refused.ends_with(&format!(" {path}"))) => {
+            (403, "an error")
+        }
         "/v1/chat/completions" | "/v1/responses" | "/v1/embeddings" => {
             (400, "missing_required_parameter")
         }
@@ -205,7 +275,7 @@ fn page(answers: &BTreeMap<(&str, String, &str), String>, refused: usize) -> Str
         "# What each route answers to each token\n\nWritten by `{name}`, which asks for a session of \
          alice: with no token, with bob's, and with {refused} tokens that are not valid, of which four \
          are shown. The others are answered as `alg none` is, except a word that is no token: the APIs of \
-         OpenAI and Ollama take it for none where sign-in is optional. [SIGN_IN.md](SIGN_IN.md) says what the \
+         OpenAI and Ollama take it for none where sign-in is optional. Rows of WebSockets are handshakes. [SIGN_IN.md](SIGN_IN.md) says what the \
          modes are. To write it again: `{WRITES_PAGE}=1 cargo test --test sign_in {name}`.\n",
         name = "every_route_opens_only_to_the_token_that_may_use_it_in_both_modes",
     );
@@ -222,12 +292,24 @@ fn page(answers: &BTreeMap<(&str, String, &str), String>, refused: usize) -> Str
     page
 }
 
+/// What the port of operators serves.
+const OPERATORS: [&str; 5] =
+    ["/metrics", "/health/live", "/health/ready", "/health/detailed", "/admin/log-level"];
+
+/// Returns a cell of the page.
+fn shown(status: u16, code: &str) -> String {
+    match code {
+        "" | "an error" => status.to_string(),
+        code => format!("{status} `{code}`"),
+    }
+}
+
 #[tokio::test]
 async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
     let (mut answers, refused) = (BTreeMap::new(), bad_tokens().len());
     for mode in ["optional", "required"] {
         let settings = [("JARVIS_AUTH", mode), ("JARVIS_JWT_SECRET", SECRET)];
-        let Setup { replica, .. } = &setup("500", &settings).await;
+        let Setup { replica, ollama, redis } = &setup("500", &settings).await;
         let session = id();
         assert_eq!(chat(replica, &session, &token("alice")).await.status, 200);
         let refused = bad_tokens().into_iter().map(|(what, token, code)| (what, token, Some(code)));
@@ -235,7 +317,8 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
         let anonymous = (mode == "required").then_some("sign_in_required");
         tokens.push(("without a token", String::new(), anonymous));
         tokens.push(("another's token", token("bob"), None));
-        for (method, path, body) in routes(replica, &session).await {
+        for route in routes(replica, &session).await {
+            let (method, path, _) = &route;
             for (what, token, refusal) in &tokens {
                 let is_openais = path.starts_with("/v1/");
                 let is_ollamas = path.starts_with("/api/") && !path.starts_with("/api/v1/");
@@ -243,32 +326,47 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
                 let is_placeholder =
                     (is_openais || is_ollamas) && token == "rubbish" && mode == "optional";
                 let (status, code) = match refusal {
-                    _ if is_public(&path) => (200, ""),
+                    _ if is_public(path) => (200, ""),
                     // They are for operators, and no token of a caller opens them.
                     _ if path == "/metrics" && mode == "optional" => (200, ""),
                     _ if path == "/metrics" => (401, "sign_in_required"),
-                    Some(_) if is_placeholder => as_a_stranger(&path, ""),
+                    Some(_) if is_placeholder => as_a_stranger(path, ""),
                     Some(_) if is_openais => (401, "invalid_api_key"),
                     Some(_) if is_ollamas => (401, "an error"),
                     Some(code) => (401, *code),
-                    None => as_a_stranger(&path, token),
+                    None => as_a_stranger(path, token),
                 };
-                let reply = ask(replica, method.clone(), &path, &body, token).await;
+                let reply = ask_route(replica, &route, &session, token).await;
                 let expected = (status, code.to_owned());
                 assert_eq!(outcome(&reply), expected, "{mode}: {method} {path} {what}");
                 let route = format!("{method} {}", path.replace(session.as_str(), "{id}"));
                 let route = route.replace(&session.replace('-', ""), "{id}");
-                let code = if code == "an error" { "" } else { code };
-                let shown =
-                    if code.is_empty() { status.to_string() } else { format!("{status} `{code}`") };
-                answers.insert((mode, route, *what), shown);
+                // The name of a part changes with its content.
+                let is_part = path.starts_with("/app/");
+                let route = if is_part { "GET /app/{part}".to_owned() } else { route };
+                answers.insert((mode, route, *what), shown(status, code));
             }
         }
         // A path without a route tells no more than one with a route.
         let nothing = ask(replica, Method::GET, "/nothing", &Value::Null, "").await.status;
         assert_eq!(nothing, if mode == "required" { 401 } else { 404 });
-        for page in ["/docs", "/openapi.json", "/docs/swagger-ui.css"] {
-            assert_eq!(get(replica, page).await.status, 200, "{mode}: {page}");
+        // The port of operators knows no callers.
+        let port = Port::reserve().expect("a port");
+        let operators = format!("127.0.0.1:{}", port.number());
+        let settings = [&settings[..], &[("JARVIS_ADMIN_LISTEN", &*operators)]].concat();
+        let other = jarvis(&redis.url(), &ollama.url, &settings);
+        until_ok(&other, "/health/ready").await;
+        for path in OPERATORS {
+            for (what, token, _) in &tokens {
+                let request = http().get(format!("http://{operators}{path}"));
+                let request = if token.is_empty() { request } else { request.bearer_auth(token) };
+                let reply = send(request).await;
+                assert_eq!(reply.status, 200, "{mode}: {path} {what}");
+                let closed = ask(&other, Method::GET, path, &Value::Null, token).await.status;
+                assert!(path.starts_with("/health") || closed != 200, "{mode}: {path} {what}");
+                let route = format!("GET {path}, the port of operators");
+                answers.insert((mode, route, *what), shown(reply.status, ""));
+            }
         }
         // The session is still its owner's, unchanged.
         let path = format!("{CHAT}/sessions/{session}");
@@ -845,4 +943,56 @@ fn a_secret_that_is_short_public_or_unreadable_is_refused_at_the_start_and_not_s
         assert_eq!(printed.trim_end().lines().count(), 1, "{printed}");
         assert!(!printed.contains("hunter2") && !printed.contains(SECRET), "{printed}");
     }
+}
+
+#[tokio::test]
+async fn no_call_of_api_keys_takes_redis_longer_than_five_milliseconds_with_10_000_keys() {
+    let server = RedisServer::start_with(&["--appendonly", "no"]);
+    let keys = ApiKeyStore::new(connect(&server.url()).await);
+    let (mut digests, mut last) = (Vec::new(), String::new());
+    let user = "u".repeat(255);
+    while let CreatedKey::Key(key, id) = keys.create(&user).await.expect("Redis") {
+        digests.push(sha256_hex(key.expose().as_bytes()));
+        last = id;
+    }
+    assert_eq!(digests.len(), 10_000);
+    let medians = takes_moments("10,000 API keys", async || {
+        begin_timing(&server);
+        for digests in digests.chunks(100) {
+            assert_eq!(keys.check(digests).await.expect("Redis").len(), 100);
+        }
+        assert!(keys.list().await.expect("Redis").len() >= 9_999);
+        assert!(matches!(keys.create("one more").await.expect("Redis"), CreatedKey::Full));
+        assert!(keys.revoke(&last).await.expect("Redis"));
+        let made = keys.create("again").await.expect("Redis");
+        let CreatedKey::Key(_, id) = made else { panic!("no room") };
+        last = id;
+        longest(timed_calls(&server))
+    });
+    assert_eq!(medians.await.len(), 4, "all calls of keys");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_pyjwt_signs_are_taken_and_refused_as_those_of_the_tests_are() {
+    let issuer = Port::reserve().expect("a port");
+    let address = format!("http://127.0.0.1:{}", issuer.number());
+    let keys = format!("{address}/keys");
+    let settings = [
+        ("JARVIS_AUTH", "required"),
+        ("JARVIS_JWT_SECRET", SECRET),
+        ("JARVIS_JWKS_URL", &keys),
+        ("JARVIS_JWT_ISSUER", &address),
+        ("JARVIS_JWT_AUDIENCE", "verify"),
+    ];
+    let Setup { replica, .. } = &setup("500", &settings).await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/clients/tokens.py");
+    let mut python = tokio::process::Command::new(run_folder().join("venv/bin/python"));
+    python.args([script, &replica.url, SECRET, &issuer.number().to_string()]);
+    let (mut driver, mut algorithms) = (Driver::start(python), 0);
+    while let Some(result) = driver.line().await {
+        assert_eq!(result["passed"], result["tries"], "{result}");
+        assert!(result["tries"].as_u64() >= Some(7), "{result}");
+        algorithms += 1;
+    }
+    assert_eq!(algorithms, 4);
 }

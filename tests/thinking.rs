@@ -4,8 +4,9 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::client::{Socket, chat, get, http, kinds, post, send, server_sent, until_ok};
-use support::process::{Process, jarvis, ollama_sim};
+use support::client::{Socket, chat, get, http, kinds, post, send, server_sent};
+use support::fleet::ready_replicas;
+use support::process::{Process, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
 
@@ -23,11 +24,7 @@ impl Fleet {
         let redis = RedisServer::start();
         let ollama = ollama_sim(&["--models", "thinker,tinyllama", "--rate", rate]);
         let settings = [("JARVIS_DEFAULT_MODEL", MODEL), ("JARVIS_LEASE_MS", "1000")];
-        let replicas: Vec<_> =
-            (0..replicas).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
-        for replica in &replicas {
-            until_ok(replica, "/health/ready").await;
-        }
+        let replicas = ready_replicas(replicas, &redis.url(), &ollama.url, &settings).await;
         Self { _redis: redis, ollama, replicas, session: Uuid::new_v4().to_string() }
     }
 

@@ -164,3 +164,69 @@ async fn a_model_host_is_used_over_tls_with_an_authority_of_its_own_and_a_token(
         assert_ne!(turn(&replica).await, 200, "{settings:?}");
     }
 }
+
+/// Returns the values that the component adds to the arguments of Redis.
+fn arguments_of_component(component: &str) -> Vec<String> {
+    let added = component
+        .lines()
+        .filter_map(|line| line.split_once("/args/-, value: ")?.1.strip_suffix('}'));
+    added.map(|value| value.trim_matches('"').to_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_component_of_kubernetes_serves_redis_over_tls_by_the_files_that_its_script_writes() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = testkit::folder::Folder::temporary().expect("a folder");
+    let copy = folder.path().join("root");
+    for place in ["deploy", "k8s/components/redis-ca"] {
+        std::fs::create_dir_all(copy.join(place)).expect("a folder");
+    }
+    std::fs::copy(root.join("deploy/redis.acl"), copy.join("deploy/redis.acl")).expect("a copy");
+    for script in ["secrets.sh", "redis-tls.sh", "redis-tls.sh"] {
+        let ran = Command::new("sh").arg(root.join("deploy").join(script)).arg(&copy).output();
+        let ran = ran.expect("sh");
+        assert!(ran.status.success(), "{script}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
+    let written = copy.join("k8s/components/redis-tls/written-by-deploy-redis-tls.sh");
+    let url = std::fs::read_to_string(written.join("jarvis.env")).expect("a file");
+    assert!(url.starts_with("JARVIS_REDIS_URL=rediss://jarvis:") && url.ends_with("@redis:6379\n"));
+    let file = root.join("k8s/components/redis-tls/kustomization.yaml");
+    let component = std::fs::read_to_string(file).expect("a file");
+    let port = Port::reserve().expect("a port");
+    let place = written.display().to_string();
+    let arguments: Vec<String> = arguments_of_component(&component)
+        .into_iter()
+        // The tests themselves use the port without TLS.
+        .skip_while(|it| it != "--tls-port")
+        .map(|it| if it == "6379" { port.number().to_string() } else { it })
+        .map(|it| it.replace("/etc/redis-tls", &place))
+        .collect();
+    assert!(arguments.len() == 10 && component.contains("value: --port"), "{arguments:?}");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let redis = RedisServer::start_with(&arguments);
+    let url = redis.url().replacen("redis://", "rediss://", 1);
+    let url = url.replace(&redis.port().to_string(), &port.number().to_string());
+    let ollama = ollama_sim(&["--rate", "0"]);
+    let authority = copy.join("k8s/components/redis-ca/ca.crt");
+    let authority = [("JARVIS_REDIS_CA_FILE", text(&authority))];
+    // As localhost, which the certificate names, too.
+    for host in ["127.0.0.1", "localhost"] {
+        let replica = jarvis(&url.replace("127.0.0.1", host), &ollama.url, &authority);
+        until_ok(&replica, "/health/ready").await;
+        assert_eq!(turn(&replica).await, 200, "{host}");
+    }
+    // The probes of the component, where there is a client.
+    let Some(client) = testkit::programs::find("redis-cli") else { return };
+    let probes: Vec<_> =
+        component.lines().filter(|line| line.contains("Probe/exec/command")).collect();
+    assert_eq!(probes.len(), 3);
+    for probe in probes {
+        let (_, words) = probe.split_once("value: [redis-cli, ").expect("a command");
+        let words = words.trim_end_matches("]}").split(", ").map(|word| word.trim_matches('\''));
+        let words: Vec<_> = words.map(|word| word.replace("/etc/redis-tls", &place)).collect();
+        let mut asked = Command::new(&client);
+        let asked = asked.args(["-p", &port.number().to_string()]).args(words).output();
+        let asked = asked.expect("redis-cli");
+        assert_eq!(String::from_utf8_lossy(&asked.stdout).trim(), "PONG", "{probe}");
+    }
+}

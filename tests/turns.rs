@@ -10,7 +10,8 @@ use jarvis::redis::{Listener, MESSAGES, Subscriptions};
 use serde_json::{Value, json};
 use support::client::{Socket, chat, get, joined, kinds, post, until_ok};
 use support::eventually;
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::fleet::Fleet;
+use support::process::{LIMIT, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::store;
 use tokio::sync::mpsc;
@@ -18,24 +19,7 @@ use uuid::Uuid;
 
 const MODEL: &str = "tinyllama:latest";
 
-struct Fleet {
-    redis: RedisServer,
-    ollama: Process,
-    replicas: Vec<Process>,
-}
-
 impl Fleet {
-    async fn of(replicas: usize, sim: &[&str], extra: &[(&str, &str)]) -> Self {
-        let redis = RedisServer::start();
-        let ollama = ollama_sim(sim);
-        let replicas: Vec<_> =
-            (0..replicas).map(|_| jarvis(&redis.url(), &ollama.url, extra)).collect();
-        for replica in &replicas {
-            until_ok(replica, "/health/ready").await;
-        }
-        Self { redis, ollama, replicas }
-    }
-
     async fn socket(&self, replica: usize, session: &str) -> Socket {
         Socket::open(&self.replicas[replica], &format!("/ws?session_id={session}")).await.0
     }
@@ -75,7 +59,7 @@ async fn ask(socket: &mut Socket, message: &Value) -> Value {
 #[tokio::test]
 async fn a_waiting_turn_begins_as_soon_as_the_turn_before_it_ends() {
     const TURNS: usize = 9;
-    let fleet = Fleet::of(2, &["--rate", "100"], &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "100"], &[]).await;
     let session = id();
     let (mut here, mut there) = (fleet.socket(0, &session).await, fleet.socket(1, &session).await);
     assert_eq!(chat(&fleet.replicas[0], &session, "[[tokens=3]] warm").await.status, 200);
@@ -104,7 +88,7 @@ async fn a_waiting_turn_begins_as_soon_as_the_turn_before_it_ends() {
 #[tokio::test]
 async fn an_end_lists_each_continuation_and_its_reason_and_so_does_the_stored_answer() {
     let models = "tinyllama,thinker";
-    let fleet = Fleet::of(1, &["--models", models, "--rate", "500"], &[]).await;
+    let fleet = Fleet::start(1, &["--models", models, "--rate", "500"], &[]).await;
     for (message, think, continued) in [
         ("[[tokens=40]] undisturbed", false, json!(null)),
         (
@@ -144,7 +128,7 @@ async fn an_end_lists_each_continuation_and_its_reason_and_so_does_the_stored_an
 #[tokio::test]
 async fn a_writer_that_takes_over_lists_the_continuations_before_it_too() {
     let extra = [("JARVIS_LEASE_MS", "1000")];
-    let fleet = Fleet::of(2, &["--rate", "60"], &extra).await;
+    let fleet = Fleet::start(2, &["--rate", "60"], &extra).await;
     let session = id();
     let message = "[[tokens=200 fault=cut@20]] go on";
     let (mut asking, mut watching) =
@@ -174,7 +158,7 @@ async fn a_writer_that_takes_over_lists_the_continuations_before_it_too() {
 async fn an_answer_that_ends_without_the_count_of_its_host_still_has_its_usage() {
     let context = ["--model-ctx", "1000000", "--slots", "4"];
     let extra = [("JARVIS_NUM_CTX", "1000000"), ("JARVIS_MAX_TOKENS", "1000000")];
-    let fleet = Fleet::of(1, &context, &extra).await;
+    let fleet = Fleet::start(1, &context, &extra).await;
     // The turns end by their size, and by the repetitions of the model.
     for (message, reason) in
         [("[[tokens=400000]] endless", "length"), ("[[tokens=50 repeat]] again", "repetition")]
@@ -196,7 +180,7 @@ async fn an_answer_that_ends_without_the_count_of_its_host_still_has_its_usage()
 
 #[tokio::test]
 async fn a_host_whose_every_try_brings_only_a_few_pieces_keeps_a_turn_for_seconds_not_minutes() {
-    let fleet = Fleet::of(1, &[], &[]).await;
+    let fleet = Fleet::start(1, &[], &[]).await;
     let session = id();
     let mut socket = fleet.socket(0, &session).await;
     let asked = Instant::now();
@@ -213,7 +197,7 @@ async fn a_host_whose_every_try_brings_only_a_few_pieces_keeps_a_turn_for_second
 
 #[tokio::test]
 async fn a_host_that_breaks_off_often_and_makes_progress_brings_the_whole_answer() {
-    let fleet = Fleet::of(1, &[], &[]).await;
+    let fleet = Fleet::start(1, &[], &[]).await;
     let faults = (1..=9).map(|_| "fault=cut@20").collect::<Vec<_>>().join(" ");
     let message = format!("[[tokens=250 {faults}]] in steps");
     let asked = Instant::now();
@@ -225,7 +209,7 @@ async fn a_host_that_breaks_off_often_and_makes_progress_brings_the_whole_answer
 #[tokio::test]
 async fn a_response_in_one_piece_has_the_reasoning_as_rest_has_it() {
     let models = ["--models", "thinker", "--rate", "500"];
-    let fleet = Fleet::of(2, &models, &[("JARVIS_DEFAULT_MODEL", "thinker")]).await;
+    let fleet = Fleet::start(2, &models, &[("JARVIS_DEFAULT_MODEL", "thinker")]).await;
     let session = id();
     let (mut whole, mut stream) =
         (fleet.socket(0, &session).await, fleet.socket(1, &session).await);
@@ -255,7 +239,7 @@ async fn a_response_in_one_piece_has_the_reasoning_as_rest_has_it() {
 
 #[tokio::test]
 async fn a_continuation_leaves_nothing_in_redis_when_its_turn_has_ended() {
-    let fleet = Fleet::of(1, &["--rate", "200"], &[]).await;
+    let fleet = Fleet::start(1, &["--rate", "200"], &[]).await;
     let session = id();
     let mut socket = fleet.socket(0, &session).await;
     let message = "[[tokens=60 fault=cut@20]] go on";

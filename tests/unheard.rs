@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use reqwest::RequestBuilder;
 use serde_json::json;
-use support::client::{get, http, until_ok};
+use support::client::http;
+use support::fleet::Fleet;
+use support::host::stat;
 use support::metrics::metrics;
 use support::owned::id;
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
-use support::redis::RedisServer;
+use support::process::LIMIT;
 use testkit::eventually;
 use tokio::time::sleep;
 
@@ -20,25 +21,11 @@ use tokio::time::sleep;
 const TOKENS: u64 = 400;
 const RATE: &str = "20";
 
-struct Fleet {
-    redis: RedisServer,
-    ollama: Process,
-    replicas: Vec<Process>,
+async fn fleet() -> Fleet {
+    Fleet::start(2, &["--rate", RATE], &[("JARVIS_LEASE_MS", "1000")]).await
 }
 
 impl Fleet {
-    async fn start() -> Self {
-        let redis = RedisServer::start();
-        let ollama = ollama_sim(&["--rate", RATE]);
-        let replicas: Vec<_> = (0..2)
-            .map(|_| jarvis(&redis.url(), &ollama.url, &[("JARVIS_LEASE_MS", "1000")]))
-            .collect();
-        for replica in &replicas {
-            until_ok(replica, "/health/ready").await;
-        }
-        Self { redis, ollama, replicas }
-    }
-
     fn request(&self, replica: usize) -> RequestBuilder {
         let url = format!("{}/v1/chat/completions", self.replicas[replica].url);
         let question = format!("[[tokens={TOKENS}]] go on");
@@ -49,7 +36,7 @@ impl Fleet {
     }
 
     async fn is_running(&self) -> bool {
-        get(&self.ollama, "/sim/stats").await.body["running"] == 1
+        stat(&self.ollama, "running").await == 1
     }
 
     /// Whether turns have ended like this at a replica, so many.
@@ -72,7 +59,7 @@ async fn leave(request: RequestBuilder) {
 
 #[tokio::test]
 async fn a_turn_whose_replica_died_with_its_clients_connection_stops_after_its_takeover() {
-    let fleet = Fleet::start().await;
+    let fleet = fleet().await;
     let mut response = fleet.request(0).send().await.expect("a response");
     assert!(response.chunk().await.expect("a chunk").is_some());
     assert!(eventually(LIMIT, async || fleet.is_running().await).await, "it does not begin");
@@ -90,7 +77,7 @@ async fn a_turn_whose_replica_died_with_its_clients_connection_stops_after_its_t
 
 #[tokio::test]
 async fn a_turn_with_a_proxys_key_outlives_its_connection_only_while_it_is_asked_again() {
-    let fleet = Fleet::start().await;
+    let fleet = fleet().await;
     let with_key = |replica, key: &str| {
         fleet.request(replica).header("Idempotency-Key", key).header("X-Jarvis-Proxy-Key", "1")
     };
@@ -105,7 +92,7 @@ async fn a_turn_with_a_proxys_key_outlives_its_connection_only_while_it_is_asked
 
 #[tokio::test]
 async fn a_turn_with_its_clients_own_key_goes_on_without_a_client() {
-    let fleet = Fleet::start().await;
+    let fleet = fleet().await;
     leave(fleet.request(0).header("Idempotency-Key", id())).await;
     let complete = async || fleet.ended(0, "complete", 1).await;
     assert!(eventually(Duration::from_mins(1), complete).await, "it does not end");
@@ -114,7 +101,7 @@ async fn a_turn_with_its_clients_own_key_goes_on_without_a_client() {
 
 #[tokio::test]
 async fn a_turn_with_a_listener_goes_on_while_no_subscription_holds() {
-    let fleet = Fleet::start().await;
+    let fleet = fleet().await;
     let key = id();
     let with_key = |replica| {
         fleet.request(replica).header("Idempotency-Key", &key).header("X-Jarvis-Proxy-Key", "1")

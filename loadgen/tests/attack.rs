@@ -1,24 +1,14 @@
 //! Short attacks beside honest sessions: what `make attack` does for minutes.
 #![allow(missing_docs, reason = "tests")]
 
-use std::process::Command;
-
-const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
+mod support;
 
 /// Runs these attacks for two seconds each.
 fn attack(attacks: &str) {
-    let binaries = testkit::binaries::all().unwrap_or_else(|error| panic!("{error:#}"));
-    let output = Command::new(LOADGEN)
-        .args(["attack", "--attacks", attacks, "--seconds", "2", "--pause", "1"])
-        .args(["--per-minute", "3000", "--connections", "150", "--sessions", "20", "--seed", "1"])
-        .args(["--think", "0.5", "--min-tokens", "20", "--max-tokens", "40", "--binaries"])
-        .arg(binaries)
-        .output()
-        .expect("loadgen");
-    let log = String::from_utf8_lossy(&output.stderr);
-    let report = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{log}\n{report}");
-    println!("{report}");
+    const LIMITS: &str = "--seconds 2 --pause 1 --per-minute 3000 --connections 150 --sessions 20 \
+        --seed 1 --think 0.5 --min-tokens 20 --max-tokens 40";
+    let limits = LIMITS.split_whitespace();
+    support::run(&["attack", "--attacks", attacks].into_iter().chain(limits).collect::<Vec<_>>());
 }
 
 #[test]

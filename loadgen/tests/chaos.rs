@@ -1,28 +1,17 @@
 //! A short chaos: what `make chaos` does for minutes, so that a break is noticed by every `make test`.
 #![allow(missing_docs, reason = "tests")]
 
-use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+mod support;
 
-const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Runs `loadgen` with a seed from the clock, which the output of the test names.
 fn loadgen(arguments: &[&str]) {
-    let binaries = testkit::binaries::all().unwrap_or_else(|error| panic!("{error:#}"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970");
-    let seed = now.as_millis() % 1_000_000;
+    let seed = (now.as_millis() % 1_000_000).to_string();
     println!("seed {seed}: loadgen {} --seed {seed}", arguments.join(" "));
-    let output = Command::new(LOADGEN)
-        .args(arguments)
-        .args(["--seed", &seed.to_string(), "--binaries"])
-        .arg(binaries)
-        .args(["--sessions", "30", "--turn-limit", "60", "--max-tokens", "120"])
-        .output()
-        .expect("loadgen");
-    let log = String::from_utf8_lossy(&output.stderr);
-    let report = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "seed {seed}\n{log}\n{report}");
-    println!("{report}");
+    let own = ["--seed", &seed, "--sessions", "30", "--turn-limit", "60", "--max-tokens", "120"];
+    support::run(&[arguments, &own].concat());
 }
 
 #[test]

@@ -21,20 +21,24 @@ pub fn is_unfollowable(format: &Value) -> bool {
     format["type"].as_str().is_some_and(|kind| !TYPES.contains(&kind))
 }
 
-/// Returns the calls that the directives `[[call=NAME]]` of a message request, of these tools.
+/// Returns the calls that the directives `[[call=NAME]]` of a message request, of these tools. Those of
+/// `[[call=NAME wrong]]` have arguments that do not obey the schema of the tool.
 pub fn calls(message: &str, tools: &[Value]) -> Vec<Value> {
     let names = message.split("[[call=").skip(1).filter_map(|rest| rest.split_once("]]"));
     let called = names.filter_map(|(name, _)| {
-        tools.iter().map(|tool| &tool["function"]).find(|function| function["name"] == name)
+        let (name, is_wrong) = name.strip_suffix(" wrong").map_or((name, false), |it| (it, true));
+        let mut functions = tools.iter().map(|tool| &tool["function"]);
+        functions.find(|function| function["name"] == name).map(|function| (function, is_wrong))
     });
-    let call = |(index, function): (usize, &Value)| {
+    let call = |(index, (function, is_wrong)): (usize, (&Value, bool))| {
         let parameters = &function["parameters"];
+        let wrong = || json!({"wrong": ["of", "every", "schema"]});
         json!({
             "id": format!("call_{index}"),
             "function": {
                 "index": index,
                 "name": function["name"],
-                "arguments": instance(parameters, parameters, 0),
+                "arguments": if is_wrong { wrong() } else { instance(parameters, parameters, 0) },
             },
         })
     };
@@ -114,6 +118,8 @@ mod tests {
             [json!({"id": "call_0", "function": {
             "index": 0, "name": "weather", "arguments": {"city": "word"}}})]
         );
+        let wrong = calls("[[call=weather wrong]]", &tools);
+        assert_eq!(wrong[0]["function"]["arguments"].get("city"), None);
         assert!(calls("no call", &tools).is_empty());
     }
 }

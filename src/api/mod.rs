@@ -87,8 +87,7 @@ pub fn router(shared: &Shared) -> Router {
             routes.routes(routes!(admin::health::detailed)).routes(routes!(admin::health::metrics));
     }
     let (routes, mut openapi) = routes.split_for_parts();
-    admin::docs::describe_sign_in(&mut openapi, has_dialect);
-    admin::docs::describe_limits(&mut openapi, has_dialect);
+    admin::docs::describe_layers(&mut openapi, has_dialect);
     // Made once: however many clients do not read it, its bytes are held once.
     let mut openapi = serde_json::to_value(&openapi).unwrap_or_default();
     openai::describe(&mut openapi);

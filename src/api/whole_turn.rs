@@ -2,11 +2,12 @@
 
 use std::pin::pin;
 
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
 use crate::api::embedding::gone;
+use crate::api::idempotency;
 use crate::api::state::Shared;
 use crate::follow::CancelOnDrop;
 use crate::http::peer::LastByte;
@@ -18,13 +19,27 @@ use crate::session::{Message, Status};
 /// The guards of a request that waits for an answer: each may end the wait.
 pub struct PendingReply {
     /// Cancels the turn when the client goes away.
-    pub guard: Option<CancelOnDrop>,
+    guard: Option<CancelOnDrop>,
     /// Whether a proxy sends the request again elsewhere where it breaks off.
-    pub is_by_proxy: bool,
+    is_by_proxy: bool,
     /// Resolves when the client has sent its last byte, or is gone.
-    pub last_byte: LastByte,
+    last_byte: LastByte,
     /// When the wait ends.
-    pub end: Instant,
+    end: Instant,
+}
+
+impl PendingReply {
+    /// Begins to wait for the reply to a request that came at `started` with these headers.
+    pub fn begin(
+        shared: &Shared,
+        started: Instant,
+        headers: &HeaderMap,
+        last_byte: LastByte,
+        guard: Option<CancelOnDrop>,
+    ) -> Self {
+        let is_by_proxy = idempotency::is_by_proxy(headers);
+        Self { guard, is_by_proxy, last_byte, end: started + shared.settings.request_timeout }
+    }
 }
 
 /// Waits for the answer that `follow` brings: as it is stored, however it ended.

@@ -88,6 +88,7 @@ pub async fn submit(
         // Here, because a client that leaves meanwhile does not undo the turn.
         match (&submitted, permit) {
             (Ok(submitted), Some(permit)) if !submitted.repeated => permit.keep(),
+            (Ok(_), Some(permit)) => permit.give_back_repeat().await,
             (_, Some(permit)) => permit.give_back().await,
             (_, None) => {}
         }

@@ -138,7 +138,9 @@ impl Generations {
         model: &'a str,
         request: &'a EmbedRequest,
     ) -> Result<EmbedRun<'a>, SubmitError> {
-        if self.store.lifecycle().is_draining() {
+        // They are short and bounded, and a balancer does not send them elsewhere by itself: a replica that
+        // drains accepts them until it hands over what is left.
+        if self.has_stopped() || self.stop.is_cancelled() {
             return Err(SubmitError::Draining);
         }
         let task = self.tasks.token();

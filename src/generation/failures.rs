@@ -55,6 +55,20 @@ pub(super) fn refused(trouble: &str) -> Failure {
     later("store_unavailable", &format!("Redis is not usable: {trouble}"), RETRY_AFTER)
 }
 
+/// Returns the failure of a turn whose model called this tool with arguments that do not obey its schema.
+pub(super) fn call_invalid(name: &str) -> Failure {
+    let name = &name[..name.floor_char_boundary(64)];
+    Failure {
+        code: "tool_call_invalid".to_owned(),
+        message: format!(
+            "The model called the tool {name:?} with arguments that do not obey its schema; ask again, or \
+             leave strict out."
+        ),
+        retryable: false,
+        retry_after: None,
+    }
+}
+
 /// Returns a temporary failure, whose message is `what` and then when to try again.
 fn later(code: &str, what: &str, after: Duration) -> Failure {
     let seconds = after.as_secs_f64().ceil().max(1.0) as u64;

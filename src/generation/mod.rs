@@ -4,6 +4,7 @@
 
 mod abandonment;
 mod attempts;
+mod calls;
 mod capacity;
 mod context;
 mod continuation;

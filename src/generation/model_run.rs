@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use super::Generations;
+use super::calls::ToolCalls;
 use super::context::{Beginning, ChosenContext, Conversation};
 use super::continuation::{self, Continued, Opening};
 use super::images::{NoImages, ReadImages, add_images};
@@ -14,7 +15,7 @@ use super::turn_spans;
 use super::writer::Writer;
 use super::writer_state::Fenced;
 use crate::model_name;
-use crate::ollama::{Done, DoneReason, HostId, ModelRequest, OllamaError, ReplyCall, Slot};
+use crate::ollama::{Done, DoneReason, HostId, ModelRequest, OllamaError, Slot};
 use crate::queue::Lease;
 use crate::retry::Backoff;
 use crate::session::model::{ContextReport, ContinuedHow, Failure, Reasoning, Runner, ToolCall};
@@ -26,12 +27,6 @@ use crate::telemetry::traces::Span;
 const MARGIN: f64 = 1.1;
 /// How often a request is shortened, at most: each time at least one message less is sent.
 const SHORTENED: u32 = 4;
-/// Calls of tools of one answer, and their bytes, at most. They are in the event of its end.
-const CALLS: usize = 64;
-const CALL_BYTES: usize = 64 << 10;
-/// Bytes of an answer with calls of tools, at most: its end is one event.
-const ANSWER_BYTES: usize = 448 << 10;
-
 /// The end of a model run.
 pub(super) enum RunEnd {
     /// The model has completed the answer.
@@ -107,7 +102,7 @@ pub(super) async fn run_model(
     }
     // A piece is not a token, but each is at least one.
     let mut pieces = 0;
-    let mut calls = ToolCalls::default();
+    let mut calls = ToolCalls::of(turn);
     let mut stopped = pin!(cancelled(feed, turn));
     let (reason, done) = loop {
         let token = tokio::select! {
@@ -146,7 +141,7 @@ pub(super) async fn run_model(
         if !writer.push_reasoning(reasoning) || !writer.push(&token.content) {
             break (FinishReason::Length, None);
         }
-        if !calls.add(token.tool_calls, turn, writer.text().len()) {
+        if !calls.add(token.tool_calls, writer.text().len()) {
             break (FinishReason::Length, None);
         }
         #[cfg(test)]
@@ -178,8 +173,11 @@ pub(super) async fn run_model(
     let generated = done.map(|done| done.eval_count).filter(|count| *count > 0).unwrap_or(pieces);
     pace.record_end(usage, generated);
     turn_spans::count_tokens(span, usage, generated);
-    let tool_calls = calls.calls;
-    Ok(ModelRun { end: RunEnd::Completed { reason, usage, tool_calls }, context })
+    let end = match calls.end() {
+        Ok(tool_calls) => RunEnd::Completed { reason, usage, tool_calls },
+        Err(failure) => RunEnd::Impossible(failure),
+    };
+    Ok(ModelRun { end, context })
 }
 
 /// How a model run begins.
@@ -252,33 +250,6 @@ fn finish_reason(done: Done) -> FinishReason {
     match done.reason {
         DoneReason::Length => FinishReason::Length,
         _ => FinishReason::Stop,
-    }
-}
-
-/// The calls of tools of one answer. They are stored with its end: a model run that breaks off
-/// leaves none, and the next one begins the answer anew.
-#[derive(Default)]
-struct ToolCalls {
-    calls: Vec<ToolCall>,
-    bytes: usize,
-}
-
-impl ToolCalls {
-    /// Adds calls beside `text` bytes of text. Returns false where they are more than an answer may
-    /// have.
-    fn add(&mut self, calls: Vec<ReplyCall>, turn: &Turn, text: usize) -> bool {
-        for ReplyCall { id, name, arguments } in calls {
-            self.bytes += name.len() + arguments.len() + id.as_ref().map_or(0, String::len);
-            let is_large = self.bytes > CALL_BYTES || self.bytes + text > ANSWER_BYTES;
-            if self.calls.len() == CALLS || is_large {
-                tracing::info!("answer has too many calls of tools");
-                return false;
-            }
-            let number = self.calls.len();
-            let id = id.unwrap_or_else(|| format!("call_{}_{number}", turn.generation.0.simple()));
-            self.calls.push(ToolCall { id, name, arguments });
-        }
-        true
     }
 }
 
@@ -364,7 +335,8 @@ fn expected(
 
 /// Returns whether the next runner is expected to write what the last one would have written.
 fn writes_the_same(turn: &Turn, last: Option<&Runner>, next: Option<&Runner>) -> bool {
-    turn.spec.temperature <= 0.0 && next.is_some() && last == next
+    // Where the request has none, the model's own may be any.
+    turn.spec.temperature.is_some_and(|it| it <= 0.0) && next.is_some() && last == next
 }
 
 /// An opened stream of a host, with the context that the model was given.

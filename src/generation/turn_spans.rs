@@ -30,6 +30,9 @@ pub(super) fn writer(turn: &Turn, replica: &str) -> Span {
     let mut span = Span::child_at(turn.trace(), of_writer(turn), name);
     if let Some(continued) = continued {
         span.link(continued);
+        // It ends at once, so that the link is known also where this writer dies, too.
+        let mut claimed = Span::child_of(of_writer(turn), "claim turn");
+        claimed.link(continued);
     }
     describe(&mut span, turn, Some(replica));
     span
@@ -74,7 +77,9 @@ pub(super) fn model_run(turn: &Turn, host: Option<&HostId>, attempt: i64) -> Spa
     span.set("gen_ai.operation.name", "chat");
     span.set("gen_ai.provider.name", "ollama");
     span.set("gen_ai.request.model", spec.model.clone());
-    span.set("gen_ai.request.temperature", spec.temperature);
+    if let Some(temperature) = spec.temperature {
+        span.set("gen_ai.request.temperature", temperature);
+    }
     span.set("gen_ai.request.max_tokens", i64::from(spec.max_tokens));
     if let Some(seed) = spec.seed {
         span.set("gen_ai.request.seed", seed);

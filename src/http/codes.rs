@@ -130,6 +130,11 @@ pub const CODES: &[ErrorCode] = &[
         "the fields of the request that are read hold more than 131,072 values, of which an object counts as eight, or the request has more than 1,024 fields: send fewer",
     ),
     code(
+        "tool_call_invalid",
+        502,
+        "the model called a tool that is `strict` with arguments that do not obey its schema",
+    ),
+    code(
         "turn_running",
         409,
         "a turn of the session runs or waits, or the answer is still being written: wait for its end",

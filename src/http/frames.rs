@@ -47,7 +47,8 @@ impl FrameBudget {
         self.admits_at(Instant::now(), bytes)
     }
 
-    fn admits_at(&mut self, now: Instant, mut bytes: &[u8]) -> bool {
+    /// Does the same as of this moment.
+    pub fn admits_at(&mut self, now: Instant, mut bytes: &[u8]) -> bool {
         self.refill(now);
         while !bytes.is_empty() {
             if self.payload > 0 {

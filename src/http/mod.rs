@@ -4,7 +4,7 @@ pub mod codes;
 pub mod connections;
 mod exchange;
 pub mod extract;
-mod frames;
+pub mod frames;
 pub mod listener;
 pub mod middleware;
 pub mod peer;

@@ -98,6 +98,8 @@ impl SlotCharges {
 pub(super) struct SlotOutcome {
     /// Whether the costs were taken.
     pub is_taken: bool,
+    /// Whether too little is left, and the request may repeat one that was taken before.
+    pub is_known: bool,
     /// The open sockets of the caller, where the request opens one.
     pub sockets: Option<u64>,
     /// For each charge, in their order, the microseconds until all of the limit is back.

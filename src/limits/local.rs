@@ -70,7 +70,7 @@ impl LocalLimits {
             }
         }
         let sockets = slot.socket.as_ref().map(|_| sockets + u64::from(is_taken));
-        SlotOutcome { is_taken, sockets, backlogs, at: now, is_local: true }
+        SlotOutcome { is_taken, is_known: false, sockets, backlogs, at: now, is_local: true }
     }
 
     fn back(&self) -> MutexGuard<'_, HashMap<String, u64>> {

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use self::charge::{Charge, SlotCharges, SlotOutcome, refusal, standings};
 use self::local::LocalLimits;
 use self::permit::Taken;
-pub use self::permit::{Admission, SessionPermit, TurnPermit};
+pub use self::permit::{Admission, GivenBack, SessionPermit, TurnPermit};
 pub use self::policy::{LimitKind, LimitRefusal, RequestKind, Standing, Subject};
 pub use self::sockets::UserSocket;
 use self::sockets::{RENEW_EVERY, UserSockets};
@@ -110,9 +110,10 @@ impl RateLimits {
         }
     }
 
-    /// Takes what a request costs from all limits of its caller, or nothing. With `may_repeat` a
-    /// request that begins a turn is admitted also where no turn is left: it may repeat one that was
-    /// accepted before, which [`TurnPermit::refusal`] then decides.
+    /// Takes what a request costs from all limits of its caller, or nothing. With `repeats`, the key by
+    /// which a client repeats it, a request that begins a turn is admitted also where no turn is left: it
+    /// may repeat one that was accepted before, which [`TurnPermit::refusal`] then decides. Where no
+    /// request is left either, it is admitted if one with this key was, a few times.
     ///
     /// # Errors
     /// [`LimitRefusal`], which is counted.
@@ -120,17 +121,30 @@ impl RateLimits {
         &self,
         subject: &Arc<Subject>,
         kind: RequestKind,
-        may_repeat: bool,
+        repeats: Option<&str>,
     ) -> Result<Admission, LimitRefusal> {
+        let repeats = repeats.filter(|_| kind == RequestKind::Turn);
+        let known = repeats.map(|key| {
+            let mut digest = sha256_hex(key.as_bytes());
+            digest.truncate(DIGEST_CHARACTERS);
+            digest
+        });
+        let options =
+            TakeOptions { known: known.as_deref().unwrap_or_default(), ..TakeOptions::default() };
         let slots = self.slots(subject, kind);
         let socket = slots.iter().find_map(|slot| {
             let (name, _) = slot.socket.as_ref()?;
             Some(self.inner.sockets.hold(slot.caller.clone(), name.clone()))
         });
-        let (taken, refusal) = match self.take_all(slots, TakeOptions::default()).await {
-            Ok(taken) => (taken, None),
+        let (taken, refusal) = match self.take_all(slots, options).await {
+            Ok(taken) => {
+                let known = taken.iter().filter(|(_, outcome)| outcome.is_known);
+                let refusals = known.filter_map(|(slot, outcome)| refusal(slot, outcome));
+                let refusal = refusals.max_by_key(|refusal| refusal.retry_after);
+                (taken, refusal)
+            }
             Err(Refused { refusal, .. })
-                if may_repeat && kind == RequestKind::Turn && !refusal.kind().is_of_requests() =>
+                if repeats.is_some() && !refusal.kind().is_of_requests() =>
             {
                 let plain = self.slots(subject, RequestKind::Plain);
                 match self.take_all(plain, TakeOptions::default()).await {
@@ -150,8 +164,11 @@ impl RateLimits {
         let mut standings: Vec<Standing> =
             taken.iter().flat_map(|(slot, outcome)| standings(slot, outcome)).collect();
         if let Some(refusal) = &refusal {
-            standings
-                .extend(refusal.standings.iter().filter(|it| !it.kind.is_of_requests()).cloned());
+            let is_new = |it: &&Standing| {
+                !it.kind.is_of_requests() && standings.iter().all(|other| other.kind != it.kind)
+            };
+            let others: Vec<Standing> = refusal.standings.iter().filter(is_new).cloned().collect();
+            standings.extend(others);
         }
         if let Some(socket) = &socket {
             socket.admitted();
@@ -159,9 +176,10 @@ impl RateLimits {
         let turn = (kind == RequestKind::Turn).then(|| TurnPermit {
             limits: self.clone(),
             subject: Arc::clone(subject),
-            taken: taken
-                .into_iter()
-                .filter_map(|(slot, outcome)| Taken::turns(&slot, &outcome))
+            taken: taken.iter().filter_map(|(slot, outcome)| Taken::turns(slot, outcome)).collect(),
+            requests: taken
+                .iter()
+                .filter_map(|(slot, outcome)| Taken::requests(slot, outcome))
                 .collect(),
             refusal,
             given_back: Arc::default(),
@@ -260,7 +278,7 @@ impl RateLimits {
             return;
         }
         let once = generation.to_string();
-        let options = TakeOptions { forced: true, once: &once };
+        let options = TakeOptions { forced: true, once: &once, known: "" };
         let backoff = Backoff::redis().until(Instant::now() + TOKENS_LIMIT);
         let take = || self.inner.store.take(&slot, options);
         let counted = Box::pin(retry(backoff, take, |_| true)).await;
@@ -296,7 +314,7 @@ impl RateLimits {
         }
         let slots = slots.into_iter().filter(|slot| !slot.is_empty());
         // With `forced` and costs of 0 it only reads, whatever is left.
-        let options = TakeOptions { forced: true, once: "" };
+        let options = TakeOptions { forced: true, ..TakeOptions::default() };
         let read = slots.map(|slot| async move {
             let outcome = self.take(&slot, options).await;
             standings(&slot, &outcome)
@@ -374,7 +392,8 @@ impl RateLimits {
         SlotCharges { caller: keys::limits_of_network(widest), charges, socket: None }
     }
 
-    /// Takes all costs in all slots, or nothing in any.
+    /// Takes all costs in all slots, or nothing in any but for those of known repeats, which take nothing
+    /// where too little is left.
     async fn take_all(
         &self,
         slots: Vec<SlotCharges>,
@@ -383,10 +402,10 @@ impl RateLimits {
         // Sent together, so that they take one round trip.
         let outcomes = join_all(slots.iter().map(|slot| self.take(slot, options))).await;
         let taken: Vec<_> = slots.into_iter().zip(outcomes).collect();
-        if taken.iter().all(|(_, outcome)| outcome.is_taken) {
+        if taken.iter().all(|(_, outcome)| outcome.is_taken || outcome.is_known) {
             return Ok(taken);
         }
-        let refused = taken.iter().filter(|(_, outcome)| !outcome.is_taken);
+        let refused = taken.iter().filter(|(_, outcome)| !outcome.is_taken && !outcome.is_known);
         let refusals = refused.filter_map(|(slot, outcome)| refusal(slot, outcome));
         let refusal = refusals.max_by_key(|refusal| refusal.retry_after);
         for (slot, outcome) in taken.iter().filter(|(_, outcome)| outcome.is_taken) {

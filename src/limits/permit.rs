@@ -1,12 +1,12 @@
 //! The right to what a request begins: given back where it does not begin.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
 
 use super::charge::{SlotCharges, SlotOutcome};
-use super::policy::{LimitRefusal, Standing, Subject};
+use super::policy::{LimitKind, LimitRefusal, Standing, Subject};
 use super::sockets::UserSocket;
 use super::store::TakeOptions;
 use super::{KNOWN_SESSIONS, RateLimits, lock};
@@ -29,10 +29,32 @@ pub struct TurnPermit {
     /// The caller.
     pub subject: Arc<Subject>,
     pub(super) taken: Vec<Taken>,
+    /// The request itself, which only a repeat gets back.
+    pub(super) requests: Vec<Taken>,
     pub(super) refusal: Option<LimitRefusal>,
-    pub(super) given_back: Arc<AtomicBool>,
+    pub(super) given_back: Arc<GivenBack>,
     /// Whether a host works for the turn: then nothing is given back.
     pub(super) is_worked_on: AtomicBool,
+}
+
+/// The limits to which a request gave back what it had taken, for what its response shows.
+#[derive(Debug, Default)]
+pub struct GivenBack(Mutex<Vec<LimitKind>>);
+
+impl GivenBack {
+    fn note(&self, taken: &[Taken]) {
+        let charges = taken.iter().flat_map(|taken| &taken.slot.charges);
+        lock(&self.0).extend(charges.map(|charge| charge.kind));
+    }
+
+    /// Returns what is left of each limit after what was given back.
+    pub fn apply(&self, standings: Vec<Standing>) -> Vec<Standing> {
+        let kinds = lock(&self.0);
+        let apply = |standing: Standing| {
+            if kinds.contains(&standing.kind) { standing.given_back(1) } else { standing }
+        };
+        standings.into_iter().map(apply).collect()
+    }
 }
 
 /// The session that a turn begins, as the limit of sessions of an address counts it. It is given
@@ -51,17 +73,6 @@ pub(super) struct Taken {
     pub is_local: bool,
 }
 
-impl Admission {
-    /// Returns what is left of each limit after the turn was given back.
-    pub fn after_giving_back(standings: Vec<Standing>) -> Vec<Standing> {
-        let give_back = |standing: Standing| match standing.kind.unit() {
-            "turns" => standing.given_back(1),
-            _ => standing,
-        };
-        standings.into_iter().map(give_back).collect()
-    }
-}
-
 impl Taken {
     /// Returns what gives back everything that was taken.
     pub fn of(slot: &SlotCharges, outcome: &SlotOutcome) -> Self {
@@ -70,8 +81,21 @@ impl Taken {
 
     /// Returns what gives back the turns that were taken.
     pub fn turns(slot: &SlotCharges, outcome: &SlotOutcome) -> Option<Self> {
-        let slot = slot.reversed(outcome, |kind| !kind.is_of_requests());
-        (!slot.is_empty()).then_some(Self { slot, is_local: outcome.is_local })
+        Self::selected(slot, outcome, |kind| !kind.is_of_requests())
+    }
+
+    /// Returns what gives back the request itself.
+    pub fn requests(slot: &SlotCharges, outcome: &SlotOutcome) -> Option<Self> {
+        Self::selected(slot, outcome, LimitKind::is_of_requests)
+    }
+
+    fn selected(
+        slot: &SlotCharges,
+        outcome: &SlotOutcome,
+        given: impl Fn(LimitKind) -> bool,
+    ) -> Option<Self> {
+        let slot = slot.reversed(outcome, given);
+        (outcome.is_taken && !slot.is_empty()).then_some(Self { slot, is_local: outcome.is_local })
     }
 }
 
@@ -81,8 +105,8 @@ impl TurnPermit {
         self.refusal.as_ref()
     }
 
-    /// Returns a flag that is set once the turn was given back.
-    pub fn given_back(&self) -> Arc<AtomicBool> {
+    /// Returns the limits to which something was given back, which grow until the permit is gone.
+    pub fn given_back(&self) -> Arc<GivenBack> {
         Arc::clone(&self.given_back)
     }
 
@@ -97,10 +121,21 @@ impl TurnPermit {
         self.is_worked_on.store(is_worked_on, Ordering::Relaxed);
     }
 
-    /// Gives the turn back: it was accepted before, or is refused.
+    /// Gives the turn back: it is refused.
     pub async fn give_back(mut self) {
         let taken = self.unused();
-        self.given_back.store(!taken.is_empty(), Ordering::Relaxed);
+        self.give_back_all(taken).await;
+    }
+
+    /// Gives back the turn and the request: the turn was accepted before, and its repeat costs nothing.
+    pub async fn give_back_repeat(mut self) {
+        let mut taken = self.unused();
+        taken.append(&mut self.requests);
+        self.give_back_all(taken).await;
+    }
+
+    async fn give_back_all(&self, taken: Vec<Taken>) {
+        self.given_back.note(&taken);
         for taken in &taken {
             self.limits.give_back(taken).await;
         }
@@ -116,7 +151,7 @@ impl TurnPermit {
 impl Drop for TurnPermit {
     fn drop(&mut self) {
         let taken = self.unused();
-        self.given_back.fetch_or(!taken.is_empty(), Ordering::Relaxed);
+        self.given_back.note(&taken);
         give_back_later(&self.limits, taken);
     }
 }
@@ -159,7 +194,7 @@ fn take_later(limits: &RateLimits, slot: SlotCharges) {
     // Without a runtime the process is ending.
     let Ok(runtime) = Handle::try_current() else { return };
     let limits = limits.clone();
-    let options = TakeOptions { forced: true, once: "" };
+    let options = TakeOptions { forced: true, ..TakeOptions::default() };
     runtime.spawn(async move { limits.take(&slot, options).await });
 }
 

@@ -26,6 +26,8 @@ pub(super) struct TakeOptions<'a> {
     pub forced: bool,
     /// A name under which this is taken only once.
     pub once: &'a str,
+    /// A name under which a repeat is known: it is admitted where too little is left, and takes nothing.
+    pub known: &'a str,
 }
 
 impl LimitStore {
@@ -74,6 +76,7 @@ impl LimitStore {
         let call = call("jarvis_limit_take_1", caller)
             .flag("forced", options.forced)
             .arg("once", options.once)
+            .arg("known", options.known)
             .arg("socket", socket)
             .text("sockets_limit", sockets_limit)
             .text("socket_seconds", HOLD.as_secs())
@@ -128,8 +131,13 @@ fn parse(reply: Value, count: usize, has_sockets: bool) -> Option<(SlotOutcome, 
     if backlogs.len() != count {
         return None;
     }
-    let is_taken = verdict.as_str()? == "taken";
+    let (is_taken, is_known) = match &*verdict.as_str()? {
+        "taken" => (true, false),
+        "known" => (false, true),
+        _ => (false, false),
+    };
     let sockets = if has_sockets { Some(sockets.as_u64()?) } else { None };
-    let outcome = SlotOutcome { is_taken, sockets, backlogs, at: now.as_u64()?, is_local: false };
+    let outcome =
+        SlotOutcome { is_taken, is_known, sockets, backlogs, at: now.as_u64()?, is_local: false };
     Some((outcome, held.convert().ok()?))
 }

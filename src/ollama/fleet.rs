@@ -447,20 +447,10 @@ fn merged(listed: &[ListedHost]) -> Vec<Model> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::samples;
 
     fn config(hosts: &[&str]) -> FleetConfig {
-        FleetConfig {
-            hosts: hosts
-                .iter()
-                .map(|host| HostConfig { url: host.parse().expect("a URL"), slots: 1 })
-                .collect(),
-            connect_timeout: Duration::from_secs(1),
-            first_token_timeout: Duration::from_secs(1),
-            token_gap_timeout: Duration::from_secs(1),
-            keep_alive: "5m".to_owned(),
-            authorization: None,
-            tls: TlsOptions::default(),
-        }
+        samples::hosts(hosts, 1, Duration::from_secs(1))
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ mod fleet;
 mod health;
 mod host;
 mod ndjson;
+mod parallel;
 mod pool;
 mod preload;
 mod refusal;

@@ -165,27 +165,16 @@ mod tests {
 
     use super::super::reply::DoneReason;
     use super::*;
+    use crate::decoded;
 
     /// Returns all events of chunks, and whether they ended without an error.
     fn decode<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<StreamEvent>, bool) {
         let mut decoder = Decoder::default();
-        let mut events = Vec::new();
-        for chunk in chunks {
-            decoder.push(Bytes::copy_from_slice(chunk));
-            loop {
-                match decoder.next_event() {
-                    Ok(Some(event)) => events.push(event),
-                    Ok(None) => break,
-                    Err(_) => return (events, false),
-                }
-            }
+        let (mut events, is_whole) = decoded::decode(&mut decoder, chunks);
+        if is_whole {
+            events.extend(decoder.take_implied_end().map(StreamEvent::Token));
         }
-        match decoder.finish() {
-            Ok(event) => events.extend(event),
-            Err(_) => return (events, false),
-        }
-        events.extend(decoder.take_implied_end().map(StreamEvent::Token));
-        (events, true)
+        (events, is_whole)
     }
 
     fn token(content: &str) -> StreamEvent {

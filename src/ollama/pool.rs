@@ -13,6 +13,7 @@ use super::catalogue::{Catalogue, FRESH};
 use super::embedding::{EmbedRequest, Vectors};
 use super::error::{ModelRefusal, OllamaError};
 use super::host::{Host, HostId, HostName};
+use super::parallel::Parallelism;
 use super::reply::Model;
 use super::stream::TokenStream;
 use super::wire::{Always, HostChatBody, HostGenerateBody, ModelRequest, Options, Think};
@@ -65,6 +66,7 @@ pub(super) struct Member {
     pub host: Arc<Host>,
     pub catalogue: Arc<Catalogue>,
     pool: managed::Pool<Manager>,
+    parallelism: Arc<Parallelism>,
 }
 
 impl Member {
@@ -76,7 +78,9 @@ impl Member {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|_| OllamaError::Setting("a pool of slots cannot be built"))?;
-        Ok(Self { number, catalogue: Catalogue::new(Arc::clone(&host)), host, pool })
+        let parallelism = Arc::new(Parallelism::new(host.id.clone(), slots));
+        let catalogue = Catalogue::new(Arc::clone(&host));
+        Ok(Self { number, catalogue, host, pool, parallelism })
     }
 
     /// Returns the last known state of the host.
@@ -183,10 +187,10 @@ impl Slot {
         self.check_images(request).await?;
         let think = self.think(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
-        self.record(
-            TokenStream::open(&self.client, "api/chat", &self.model, &body, self.trace).await,
-        )
-        .await
+        let observed = self.member.parallelism.begin();
+        let stream =
+            TokenStream::open(&self.client, "api/chat", &self.model, &body, self.trace).await;
+        Ok(self.record(stream).await?.observed_by(observed))
     }
 
     /// Returns the prompt that the host renders from a conversation; `None` where its release
@@ -224,10 +228,10 @@ impl Slot {
             raw: true,
             always: Always::new(&self.client.keep_alive, Think::No),
         };
-        self.record(
-            TokenStream::open(&self.client, "api/generate", &self.model, &body, self.trace).await,
-        )
-        .await
+        let observed = self.member.parallelism.begin();
+        let stream =
+            TokenStream::open(&self.client, "api/generate", &self.model, &body, self.trace).await;
+        Ok(self.record(stream).await?.observed_by(observed))
     }
 
     /// Requests the vectors of these texts of the request, in a context window of `num_ctx` tokens.

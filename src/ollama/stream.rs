@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::error::OllamaError;
 use super::host::Host;
 use super::ndjson::{Decoder, StreamEvent};
+use super::parallel::ObservedStream;
 use super::refusal::failure;
 use super::reply::{Done, DoneReason, Model};
 use super::wire::Token;
@@ -35,6 +36,8 @@ pub struct TokenStream {
     has_text: bool,
     repeats: Repeats,
     ended: bool,
+    /// What the host is observed by, until the end of the stream.
+    observed: Option<ObservedStream>,
 }
 
 impl TokenStream {
@@ -61,7 +64,13 @@ impl TokenStream {
             has_text: false,
             repeats: Repeats::default(),
             ended: false,
+            observed: None,
         })
+    }
+
+    /// Has the host observed by its first token and its end.
+    pub(super) fn observed_by(self, observed: ObservedStream) -> Self {
+        Self { observed: Some(observed), ..self }
     }
 
     /// Returns the next token; `None` after the last one, and after an error.
@@ -83,6 +92,7 @@ impl TokenStream {
         match &result {
             Ok(Token { done: Some(_), .. }) => {
                 self.ended = true;
+                self.observed = None;
                 self.host.breakers.succeeded(&self.model.key);
                 if let Some(response) = self.response.take() {
                     tokio::spawn(read_tail(response));
@@ -91,6 +101,7 @@ impl TokenStream {
             Ok(_) => {}
             Err(error) => {
                 self.ended = true;
+                self.observed = None;
                 self.response = None;
                 if let Some(fault) = error.fault() {
                     self.host.breakers.failed(fault, &self.model.key);
@@ -110,6 +121,9 @@ impl TokenStream {
                 Some(StreamEvent::Token(token)) => {
                     if !self.begun {
                         self.begun = true;
+                        if let Some(observed) = &mut self.observed {
+                            observed.token();
+                        }
                         self.host.breakers.begun(&self.model.key);
                     }
                     // Behind a possible end, another token is waited for only briefly.

@@ -105,8 +105,10 @@ impl Serialize for RawJson {
 /// The options of a generation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Options {
-    /// The temperature, from 0 (always the likeliest token) to 2.
-    pub temperature: f64,
+    /// The temperature, from 0 (always the likeliest token) to 2; the model's own where absent, which
+    /// its Modelfile may set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// Tokens at most. 0 is sent as 1, because 0 means "without end" to Ollama.
     #[serde(serialize_with = "at_least_one")]
     pub num_predict: u32,
@@ -287,8 +289,12 @@ mod tests {
 
     #[test]
     fn a_request_leaves_no_choice_to_ollama() {
-        let options =
-            Options { temperature: 0.0, num_predict: 0, num_ctx: Some(2048), ..Options::default() };
+        let options = Options {
+            temperature: Some(0.0),
+            num_predict: 0,
+            num_ctx: Some(2048),
+            ..Options::default()
+        };
         let keep_alive = KeepAlive::from("-1");
         let messages = [ChatMessage::text(ChatRole::User, "hi".to_owned())];
         let body = HostChatBody {

@@ -90,13 +90,13 @@ fn set_gauges(inner: &QueueInner, tick: &Tick) {
     metrics::gauge!(metric::TURNS_PER_SLOT).set(wanted);
     for gone in GAUGED.replace(tick.hosts.iter().map(|host| host.name.0.as_str())) {
         metrics::gauge!(metric::SLOTS_USED, "host" => gone.clone()).set(0.0);
-        metrics::gauge!(metric::SLOTS_TOTAL, "host" => gone.clone()).set(0.0);
+        metrics::gauge!(metric::SLOTS, "host" => gone.clone()).set(0.0);
         metrics::gauge!(metric::SLOTS_OVER, "host" => gone).set(0.0);
     }
     for host in &tick.hosts {
         let name = host.name.0.clone();
         metrics::gauge!(metric::SLOTS_USED, "host" => name.clone()).set(host.used as f64);
-        metrics::gauge!(metric::SLOTS_TOTAL, "host" => name.clone()).set(host.slots as f64);
+        metrics::gauge!(metric::SLOTS, "host" => name.clone()).set(host.slots as f64);
         let over = host.used.saturating_sub(host.slots);
         metrics::gauge!(metric::SLOTS_OVER, "host" => name).set(over as f64);
     }

@@ -389,6 +389,13 @@ pub struct AnswerRules {
     /// The tools that the model may call, as the model host takes them: a list of functions.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tools: Option<String>,
+    /// Whether the arguments of a call have to obey the schema of its function, where the function is
+    /// `strict`.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub strict_calls: bool,
+    /// Whether the answer has one call of a tool at most.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub single_call: bool,
 }
 
 impl AnswerRules {
@@ -409,8 +416,9 @@ impl AnswerRules {
 pub struct TurnSpec {
     /// The requested model, or the default one.
     pub model: String,
-    /// The temperature, 0 to 2.
-    pub temperature: f64,
+    /// The temperature, 0 to 2; the model's own where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub temperature: Option<f64>,
     /// The largest number of tokens of the answer, at least 1.
     pub max_tokens: u32,
     /// The system prompt.
@@ -519,13 +527,12 @@ impl TurnSpec {
     }
 }
 
-#[cfg(test)]
 impl TurnSpec {
     /// Returns the request of a turn at this model, with the least that a turn needs.
-    pub(crate) fn least(model: &str, max_tokens: u32) -> Self {
+    pub fn least(model: &str, max_tokens: u32) -> Self {
         Self {
             model: model.to_owned(),
-            temperature: 0.0,
+            temperature: Some(0.0),
             max_tokens,
             system: None,
             seed: None,
@@ -576,6 +583,8 @@ mod tests {
             rules: AnswerRules {
                 format: Some("{\"z\":1,\"a\":2}".to_owned()),
                 tools: Some("[]".to_owned()),
+                strict_calls: true,
+                single_call: true,
             },
             ..spec(Reasoning::On)
         };

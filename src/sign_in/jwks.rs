@@ -32,7 +32,7 @@ const MOST_KEYS: usize = 100;
 const LONGEST_ID: usize = 256;
 
 /// The keys of an outside issuer.
-pub(super) struct Issuer {
+pub struct Issuer {
     options: IssuerOptions,
     client: reqwest::Client,
     clock: KeyClock,
@@ -84,6 +84,9 @@ impl Issuer {
     }
 
     /// Returns the claims of a token, whose header names its key.
+    ///
+    /// # Errors
+    /// Where the token is not valid, or its key cannot be had.
     pub async fn verify(
         self: &Arc<Self>,
         token: &str,
@@ -169,6 +172,14 @@ impl Issuer {
             body.extend_from_slice(&part);
         }
         self.keys_of(&body)
+    }
+
+    /// Returns the identifiers of the usable keys of a set.
+    ///
+    /// # Errors
+    /// Where it is no key set, or has no usable key.
+    pub fn key_ids(&self, set: &[u8]) -> anyhow::Result<Vec<String>> {
+        Ok(self.keys_of(set)?.into_keys().collect())
     }
 
     /// Returns the usable keys of a set. A key that this service cannot use is left out.

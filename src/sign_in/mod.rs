@@ -8,6 +8,7 @@ mod jwt;
 
 pub use api_keys::{API_KEY_PREFIX, ApiKey, ApiKeyStore, CreatedKey};
 pub use error::SignInError;
+pub use jwks::Issuer;
 pub use jwt::{Claims, LEEWAY, LocalKey, issue};
 
 use std::sync::Arc;
@@ -17,7 +18,6 @@ use futures_util::future::BoxFuture;
 use jsonwebtoken::Algorithm;
 
 use self::api_keys::{ApiKeys, CheckedKey};
-use self::jwks::Issuer;
 use crate::config::{SignInMode, SignInOptions};
 use crate::lifecycle::TaskEnd;
 use crate::owner::{Owner, User};

@@ -100,6 +100,7 @@ pub const FAILURES: &[&str] = &[
     "queue_timeout",
     "repetition",
     "store_unavailable",
+    "tool_call_invalid",
     "upstream_busy",
     "upstream_error",
     "upstream_interrupted",
@@ -201,9 +202,11 @@ metrics! {
     /// Generations on a host, of all replicas.
     GAUGE SLOTS_USED = "jarvis_slots_used" [host];
     /// Generations that a host may have at a time.
-    GAUGE SLOTS_TOTAL = "jarvis_slots_total" [host];
+    GAUGE SLOTS = "jarvis_slots" [host];
     /// Generations on a host beyond its slots.
     GAUGE SLOTS_OVER = "jarvis_slots_over" [host];
+    /// Slots that a host seems not to use: it runs fewer requests at a time than it has slots.
+    GAUGE HOST_SLOTS_UNUSED = "jarvis_host_slots_unused" [host];
     /// State of a host's breaker: 0 closed, 0.5 half open, 1 open.
     GAUGE BREAKER_OPEN = "jarvis_breaker_open" [host];
     /// State of the breaker of a model that has failed on a host: 0 closed, 0.5 half open, 1 open.
@@ -260,6 +263,8 @@ metrics! {
         "address-connections", "address-requests", "address-sessions", "address-sockets", "address-turns", "key-requests",
         "key-turns", "user-requests", "user-sockets", "user-tokens", "user-turns"
     ]];
+    /// Requests whose X-Forwarded-For was not believed, because no trusted proxy sent it.
+    COUNTER UNTRUSTED_FORWARDS_TOTAL = "jarvis_untrusted_forwards_total";
     /// Idle anonymous sessions that were removed, because all anonymous ones took too much.
     COUNTER SESSIONS_EVICTED_TOTAL = "jarvis_sessions_evicted_total";
     /// Commands and calls of functions that Redis was sent, repeats included.
@@ -351,8 +356,7 @@ mod tests {
             assert!(name.bytes().all(is_word), "{name}");
             assert!(name.starts_with("jarvis_") || name.starts_with("gen_ai_"), "{name}");
             assert!(help.ends_with('.') && !help.contains("  "), "{name}: {help:?}");
-            // The released name of the hosts' slots is older than this rule.
-            let is_total = name.ends_with("_total") && *name != SLOTS_TOTAL;
+            let is_total = name.ends_with("_total");
             assert_eq!(*kind == MetricKind::Counter, is_total, "{name}");
         }
     }

@@ -2,6 +2,8 @@
 //
 // Usage: sdk.mjs MODULES checks TOKEN URL URL: runs every check at each replica in turn, and prints one
 // JSON object a line: {"check": its name}. TOKEN signs in a user who may begin two turns a minute.
+// Usage: sdk.mjs MODULES full URL URL: checks the error of two replicas whose queue is full, and prints the
+// same.
 // Usage: sdk.mjs MODULES read KEY QUESTION URL: reads the streamed chat with this idempotency key,
 // prints {"begun": true} at its third part, and at its end {"text", "done_reason", "eval_count",
 // "prompt_eval_count"}.
@@ -142,6 +144,14 @@ async function errors(url) {
   await raises(404, "model 'no' not found", () => client(url).show({ model: "no" }));
 }
 
+async function queue_full(url) {
+  for (const stream of [false, true]) {
+    await raises(503, "server busy",
+      () => client(url).chat({ model: MODEL, messages: question("hi"), stream }));
+    await raises(503, "server busy", () => client(url).generate({ model: MODEL, prompt: "hi", stream }));
+  }
+}
+
 async function rate_limit(url) {
   const ask = () =>
     client(url, first).chat({ model: MODEL, messages: question("[[tokens=1]] hi") });
@@ -195,8 +205,9 @@ if (mode === "read") {
   const { done_reason, eval_count, prompt_eval_count } = last;
   show({ text: answer, done_reason, eval_count, prompt_eval_count });
 } else {
-  for (const check of CHECKS) {
-    for (const url of rest) await check(url);
+  const [checks, urls] = mode === "full" ? [[queue_full], [first, ...rest]] : [CHECKS, rest];
+  for (const check of checks) {
+    for (const url of urls) await check(url);
     show({ check: check.name });
   }
 }

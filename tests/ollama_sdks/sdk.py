@@ -2,6 +2,7 @@
 
 Usage: sdk.py checks TOKEN URL URL: runs every check at each replica in turn, and prints one JSON object
 a line: {"check": its name}. TOKEN signs in a user who may begin two turns a minute.
+Usage: sdk.py full URL URL: checks the error of two replicas whose queue is full, and prints the same.
 Usage: sdk.py read KEY QUESTION URL: reads the streamed chat with this idempotency key, prints
 {"begun": true} at its third part, and at its end {"text", "done_reason", "eval_count",
 "prompt_eval_count"}.
@@ -17,6 +18,7 @@ import sys
 from typing import Any, Callable
 
 from ollama import AsyncClient, Client, ResponseError
+from sdk_checks import run, show
 
 MODEL = "tinyllama"
 # A PNG of one pixel.
@@ -180,6 +182,12 @@ def errors(url: str) -> None:
     raises(404, "model 'no' not found", lambda: client(url).embed("no", "x"))
 
 
+def queue_full(url: str) -> None:
+    for stream in [False, True]:
+        raises(503, "server busy", lambda: client(url).chat(MODEL, question("hi"), stream=stream))
+        raises(503, "server busy", lambda: client(url).generate(MODEL, "hi", stream=stream))
+
+
 def rate_limit(url: str) -> None:
     def ask() -> object:
         return client(url, TOKEN).chat(MODEL, question("[[tokens=1]] hi"))
@@ -215,18 +223,18 @@ def read(key: str, text: str, url: str) -> None:
     answer, last = "", None
     for number, part in enumerate(stream):
         if number == 2:
-            print(json.dumps({"begun": True}), flush=True)
+            show({"begun": True})
         answer, last = answer + (part.message.content or ""), part
     assert last and last.done
-    print(json.dumps({"text": answer, "done_reason": last.done_reason, "eval_count": last.eval_count,
-                      "prompt_eval_count": last.prompt_eval_count}), flush=True)
+    show({"text": answer, "done_reason": last.done_reason, "eval_count": last.eval_count,
+          "prompt_eval_count": last.prompt_eval_count})
 
 
 if sys.argv[1] == "read":
     read(*sys.argv[2:5])
 else:
-    TOKEN, *URLS = sys.argv[2:]
-    for check in CHECKS:
-        for url in URLS:
-            check(url)
-        print(json.dumps({"check": check.__name__}), flush=True)
+    if sys.argv[1] == "full":
+        CHECKS, URLS = [queue_full], sys.argv[2:]
+    else:
+        TOKEN, *URLS = sys.argv[2:]
+    run(CHECKS, URLS)

@@ -15,6 +15,7 @@ from typing import Any
 import openai
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
+from sdk_checks import run
 
 MODEL = "tinyllama"
 URLS: list[str] = []
@@ -166,6 +167,29 @@ def tools(url: str) -> None:
     assert chained.output_text
 
 
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+
+
+def strict_tools(url: str) -> None:
+    def ask(text: str, **asked: Any) -> Any:
+        tools: Any = [openai.pydantic_function_tool(Weather)]
+        return client(url).responses.parse(model=MODEL, input=text, tools=tools, **asked)
+
+    call = "[[call=Weather]]"
+    for parallel, count in [(True, 2), (False, 1)]:
+        response = ask(f"{call} and {call}", parallel_tool_calls=parallel)
+        given = [item.parsed_arguments for item in response.output]
+        assert given == [Weather(city="word")] * count, response
+        assert response.parallel_tool_calls == parallel and response.tools[0].strict is True
+    failed = ask("[[call=Weather wrong]]", background=True)
+    failed = ended(other(url), failed.id)
+    assert failed.status == "failed" and not failed.output, failed
+    assert failed.error.code == "server_error" and failed.error.type == "tool_call_invalid"
+
+
 def errors(url: str) -> None:
     for changed, kind, code, param in [
         ({"model": "no"}, openai.NotFoundError, "model_not_found", "model"),
@@ -186,10 +210,7 @@ def errors(url: str) -> None:
 
 
 CHECKS = [whole, streamed, helper, asynchronous, background, cancel_and_delete, conversation,
-          json_schema, tools, errors]
+          json_schema, tools, strict_tools, errors]
 
 URLS = sys.argv[1:]
-for check in CHECKS:
-    for url in URLS:
-        check(url)
-    print(json.dumps({"check": check.__name__}), flush=True)
+run(CHECKS, URLS)

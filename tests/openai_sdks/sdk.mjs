@@ -2,6 +2,8 @@
 //
 // Usage: sdk.mjs MODULES checks TOKEN URL URL: runs every check at each replica in turn, and prints one
 // JSON object a line: {"check": its name}. TOKEN signs in a user who may begin two turns a minute.
+// Usage: sdk.mjs MODULES full URL URL: checks the error of two replicas whose queue is full, and prints the
+// same.
 // Usage: sdk.mjs MODULES read KEY QUESTION URL: reads the streamed completion with this idempotency key,
 // prints {"begun": true} at its third chunk, and at its end {"text", "finish_reason", "usage"}.
 
@@ -128,6 +130,30 @@ async function tools(url) {
   assert.deepEqual(calls, ["word"]);
 }
 
+async function strict_tools(url) {
+  const parameters = {
+    type: "object", properties: { city: { type: "string" } }, required: ["city"],
+    additionalProperties: false,
+  };
+  const tool = { type: "function", function: { name: "weather", strict: true, parameters } };
+  const ask = (text, more) =>
+    client(url).chat.completions.parse({
+      model: MODEL, messages: question(text), tools: [tool], ...more,
+    });
+  const call = "[[call=weather]]";
+  for (const [more, count] of [[{}, 2], [{ parallel_tool_calls: false }, 1]]) {
+    const { message } = (await ask(`${call} and ${call}`, more)).choices[0];
+    const given = message.tool_calls.map((it) => it.function.parsed_arguments);
+    assert.deepEqual(given, Array(count).fill({ city: "word" }));
+  }
+  await raises(OpenAI.InternalServerError, 502, "tool_call_invalid", null,
+    () => ask("[[call=weather wrong]]"));
+  for (const tool_choice of ["required", { type: "function", function: { name: "weather" } }]) {
+    await raises(OpenAI.BadRequestError, 400, "unsupported_value", "tool_choice",
+      () => ask(call, { tool_choice }));
+  }
+}
+
 async function embedded(url) {
   // The package requests base64 unless it is told otherwise, and decodes it.
   const asked = { model: MODEL, input: ["one", "two"] };
@@ -173,6 +199,18 @@ async function errors(url) {
   }
 }
 
+async function queue_full(url) {
+  for (const stream of [false, true]) {
+    for (const ask of [
+      () => client(url).chat.completions.create({ model: MODEL, messages: question("hi"), stream }),
+      () => client(url).responses.create({ model: MODEL, input: "hi", stream }),
+    ]) {
+      const error = await raises(OpenAI.InternalServerError, 503, "queue_full", null, ask);
+      assert.ok(Number(error.headers.get("retry-after")) > 0);
+    }
+  }
+}
+
 async function rate_limit(url) {
   const ask = () =>
     client(url, first).chat.completions.create({ model: MODEL, messages: question("[[tokens=1]] hi") });
@@ -193,7 +231,7 @@ async function leaves(url) {
   await whole(url);
 }
 
-const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools, images, embedded,
+const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools, strict_tools, images, embedded,
   errors, rate_limit, leaves];
 
 if (mode === "read") {
@@ -215,8 +253,9 @@ if (mode === "read") {
   }
   show({ text: answer, finish_reason, usage });
 } else {
-  for (const check of CHECKS) {
-    for (const url of rest) await check(url);
+  const [checks, urls] = mode === "full" ? [[queue_full], [first, ...rest]] : [CHECKS, rest];
+  for (const check of checks) {
+    for (const url of urls) await check(url);
     show({ check: check.name });
   }
 }

@@ -2,6 +2,7 @@
 
 Usage: sdk.py checks TOKEN URL URL: runs every check at each replica in turn, and prints one JSON object
 a line: {"check": its name}. TOKEN signs in a user who may begin two turns a minute.
+Usage: sdk.py full URL URL: checks the error of two replicas whose queue is full, and prints the same.
 Usage: sdk.py read KEY QUESTION URL: reads the streamed completion with this idempotency key, prints
 {"begun": true} at its third chunk, and at its end {"text", "finish_reason", "usage"}.
 """
@@ -20,6 +21,7 @@ from typing import Any, Callable
 import openai
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
+from sdk_checks import run, show
 
 MODEL = "tinyllama"
 # A PNG of one pixel.
@@ -146,6 +148,33 @@ def tools(url: str) -> None:
     assert create(**asked, messages=messages).choices[0].finish_reason == "stop"
 
 
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+
+
+def strict_tools(url: str) -> None:
+    def ask(text: str, **asked: Any) -> Any:
+        tools = [openai.pydantic_function_tool(Weather)]
+        return client(url).chat.completions.parse(
+            model=MODEL, messages=question(text), tools=tools, **asked)
+
+    call = "[[call=Weather]]"
+    calls = ask(f"{call} and {call}").choices[0].message.tool_calls
+    assert [it.function.parsed_arguments for it in calls] == [Weather(city="word")] * 2, calls
+    calls = ask(f"{call} and {call}", parallel_tool_calls=False).choices[0].message.tool_calls
+    assert [it.function.parsed_arguments for it in calls] == [Weather(city="word")], calls
+    raises(openai.InternalServerError, 502, "tool_call_invalid", None,
+           lambda: ask("[[call=Weather wrong]]"))
+    for choice in ["required", {"type": "function", "function": {"name": "Weather"}}]:
+        raises(openai.BadRequestError, 400, "unsupported_value", "tool_choice",
+               lambda: ask(call, tool_choice=choice))
+    named: list[Any] = [{"role": "user", "name": "ada", "content": "hi"}]
+    raises(openai.BadRequestError, 400, "unsupported_parameter", "messages[0].name",
+           lambda: client(url).chat.completions.create(model=MODEL, messages=named))
+
+
 def embedded(url: str) -> None:
     asked: Any = {"model": MODEL, "input": ["one", "two"]}
     # The package requests base64 unless it is told otherwise, and decodes it after it has validated
@@ -209,6 +238,18 @@ def errors(url: str) -> None:
                ask(key="sk-jarvis-wrong", stream=stream))
 
 
+def queue_full(url: str) -> None:
+    asks: list[Callable[[bool], object]] = [
+        lambda stream: client(url).chat.completions.create(
+            model=MODEL, messages=question("hi"), stream=stream),
+        lambda stream: client(url).responses.create(model=MODEL, input="hi", stream=stream),
+    ]
+    for ask in asks:
+        for stream in [False, True]:
+            error = raises(openai.InternalServerError, 503, "queue_full", None, lambda: ask(stream))
+            assert int(error.response.headers["retry-after"]) > 0
+
+
 def rate_limit(url: str) -> None:
     def ask() -> object:
         return client(url, TOKEN).chat.completions.create(
@@ -238,7 +279,7 @@ def error_in_a_stream(url: str) -> None:
 
 
 CHECKS = [models, whole, streamed, helper, asynchronous, stop_and_limit, seed, conversation,
-          json_schema, tools, images, embedded, errors, rate_limit, error_in_a_stream]
+          json_schema, tools, strict_tools, images, embedded, errors, rate_limit, error_in_a_stream]
 
 
 def read(key: str, text: str, url: str) -> None:
@@ -251,19 +292,19 @@ def read(key: str, text: str, url: str) -> None:
         if chunk is None:
             break
         if number == 2:
-            print(json.dumps({"begun": True}), flush=True)
+            show({"begun": True})
         if chunk.choices:
             answer += chunk.choices[0].delta.content or ""
             finish_reason = chunk.choices[0].finish_reason or finish_reason
         usage = chunk.usage.to_dict() if chunk.usage else usage
-    print(json.dumps({"text": answer, "finish_reason": finish_reason, "usage": usage}), flush=True)
+    show({"text": answer, "finish_reason": finish_reason, "usage": usage})
 
 
 if sys.argv[1] == "read":
     read(*sys.argv[2:5])
 else:
-    TOKEN, *URLS = sys.argv[2:]
-    for check in CHECKS:
-        for url in URLS:
-            check(url)
-        print(json.dumps({"check": check.__name__}), flush=True)
+    if sys.argv[1] == "full":
+        CHECKS, URLS = [queue_full], sys.argv[2:]
+    else:
+        TOKEN, *URLS = sys.argv[2:]
+    run(CHECKS, URLS)

@@ -41,6 +41,15 @@ def _consistent_response(body):
     return body
 
 
+def _with_checked_schemas(body):
+    """Returns a request whose strict functions have no schema: the service checks some keywords only."""
+    for tool in body.get("tools") or []:
+        function = tool.get("function", tool)
+        if isinstance(function, dict) and function.get("parameters"):
+            function.pop("strict", None)
+    return body
+
+
 def _without_images(body):
     """Returns a request without images: the models of the test take none."""
     body = {name: value for name, value in body.items() if name != "images"}
@@ -57,7 +66,7 @@ def map_case(context, case):
     """A schema cannot say what one field of a completion means for another."""
     is_valid = case.meta is not None and case.meta.generation.mode == GenerationMode.POSITIVE
     if is_valid and isinstance(case.body, dict):
-        case.body = _without_images(case.body)
+        case.body = _with_checked_schemas(_without_images(case.body))
         if case.path == "/api/v1/chat" and case.body.get("role") == "tool":
             # There is no call whose result it could be.
             case.body["role"] = "user"

@@ -68,6 +68,7 @@ await run(async (context) => {
   await page.emulateMedia({ reducedMotion: "no-preference" });
   await page.getByTitle("Stop the answer").click();
   await until(page, "cancelled");
+  await eventually(page, () => page.evaluate(() => document.activeElement.id === "question"), "the focus after a stop");
   report({ check: "calm" });
 
   // The focus stays where it was, though the button that had it goes.

@@ -62,6 +62,12 @@ pub async fn history_until(
     messages
 }
 
+/// Returns the request with another value of a field.
+pub fn with(mut request: Value, name: &str, value: Value) -> Value {
+    request[name] = value;
+    request
+}
+
 /// Waits until this path answers 200.
 pub async fn until_ok(server: &Process, path: &str) {
     let url = format!("{}{path}", server.url);

@@ -4,9 +4,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::client::{Reply, Socket, http, send, until_ok};
+use super::client::{Reply, Socket, http, send};
 use super::eventually;
-use super::process::{LIMIT, Process, jarvis, ollama_sim};
+use super::fleet::ready_replicas;
+use super::process::{LIMIT, Process, ollama_sim};
 use super::tokens::{SECRET, token};
 
 pub const CHAT: &str = "/api/v1/chat";
@@ -23,11 +24,7 @@ impl Fleet {
     pub async fn on(redis_url: &str, replicas: usize, rate: &str) -> Self {
         let ollama = ollama_sim(&["--rate", rate]);
         let settings = [("JARVIS_JWT_SECRET", SECRET)];
-        let replicas: Vec<_> =
-            (0..replicas).map(|_| jarvis(redis_url, &ollama.url, &settings)).collect();
-        for replica in &replicas {
-            until_ok(replica, "/health/ready").await;
-        }
+        let replicas = ready_replicas(replicas, redis_url, &ollama.url, &settings).await;
         Self { ollama, replicas }
     }
 }
@@ -83,6 +80,17 @@ pub async fn open(server: &Process, session: &str, user: &str) -> Socket {
 
 pub fn expected(message: &str) -> String {
     ollama_sim::script_answer(MODEL, message, None, 64)
+}
+
+/// Returns how much a user has used of the limits of turns and of tokens.
+pub async fn used(server: &Process, user: &str) -> (u64, u64) {
+    let usage = ask(server, Method::GET, "/api/v1/usage", &Value::Null, user).await;
+    let limits = usage.body["limits"].as_array().expect("limits").clone();
+    let of = |name: &str| {
+        let limit = limits.iter().find(|limit| limit["limit"] == name).expect("a limit");
+        limit["used"].as_u64().expect("a number")
+    };
+    (of("user-turns"), of("user-tokens"))
 }
 
 /// Waits until the user's session has so many messages, and returns them.

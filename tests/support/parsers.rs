@@ -1,55 +1,42 @@
 //! The properties of each parser of what others send, for any bytes. The fuzz targets assert the same.
 #![allow(dead_code, missing_docs, reason = "each target uses a part of it")]
 
+#[path = "decoded.rs"]
+mod decoded;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::{HeaderMap, HeaderValue};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
-use bytes::Bytes;
+use decoded::decode;
 use jarvis::api::native::import_lines::ImportLine;
 use jarvis::api::native::input::ChatRequest;
 use jarvis::api::native::wire::{self, ClientMessage, parse_client_message};
 use jarvis::api::ollama::Shape;
 use jarvis::api::ollama::fields::RawJsonObject;
 use jarvis::api::ollama::request::{AskedModel, Task};
+use jarvis::api::openai::ResponseRequest;
 use jarvis::api::openai::embeddings::Embedding;
 use jarvis::api::openai::request::ChatCompletion;
+use jarvis::config::IssuerOptions;
 use jarvis::http::extract::caller::{ClientAddress, TrustedProxies};
 use jarvis::http::extract::object::Object;
-use jarvis::ollama::{Decoder, StreamEvent};
+use jarvis::http::frames::FrameBudget;
+use jarvis::ollama::Decoder;
 use jarvis::secret::Secret;
 use jarvis::session::{Cursor, Role, User};
-use jarvis::sign_in::{LEEWAY, LocalKey};
+use jarvis::sign_in::{Issuer, LEEWAY, LocalKey};
 use ring::hmac;
 
 /// A secret of tokens that is used nowhere else.
 const SECRET: &str = "the secret of the parsers' tests, known to all";
 
-fn decode<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<StreamEvent>, bool) {
-    let mut decoder = Decoder::default();
-    let mut events = Vec::new();
-    for chunk in chunks {
-        decoder.push(Bytes::copy_from_slice(chunk));
-        loop {
-            match decoder.next_event() {
-                Ok(Some(event)) => events.push(event),
-                Ok(None) => break,
-                Err(_) => return (events, false),
-            }
-        }
-    }
-    match decoder.finish() {
-        Ok(event) => events.extend(event),
-        Err(_) => return (events, false),
-    }
-    (events, true)
-}
-
 /// Any bytes, split anywhere, decode as they do in one piece.
 pub fn ndjson(bytes: &[u8], chunk: usize) {
-    assert_eq!(decode(bytes.chunks(chunk.max(1))), decode(std::iter::once(bytes)));
+    let in_pieces = decode(&mut Decoder::default(), bytes.chunks(chunk.max(1)));
+    assert_eq!(in_pieces, decode(&mut Decoder::default(), [bytes]));
 }
 
 fn check_request(request: &ChatRequest) {
@@ -81,7 +68,7 @@ pub fn completion_body(bytes: &[u8]) {
     match ChatCompletion::read(&object, bytes) {
         Ok(request) => {
             let ChatCompletion { spec, messages, .. } = &request;
-            assert!((0.0..=2.0).contains(&spec.temperature));
+            assert!(spec.temperature.is_none_or(|it| (0.0..=2.0).contains(&it)));
             assert!(spec.max_tokens >= 1 && spec.stop.len() <= 4);
             assert!(messages.question.role != Role::Assistant && messages.before.len() < 1000);
             for rule in [&spec.rules.format, &spec.rules.tools].into_iter().flatten() {
@@ -96,6 +83,67 @@ pub fn completion_body(bytes: &[u8]) {
             assert!(error.loc.len() == 2 && !error.msg.is_empty() && !error.kind.is_empty());
         }
     }
+}
+
+/// Any bytes are a request for a response within its bounds, or an error that names its parameter.
+pub fn response_body(bytes: &[u8]) {
+    let Ok(object) = Object::parse(bytes) else { return };
+    match ResponseRequest::read(&object, bytes) {
+        Ok(request) => {
+            let spec = &request.spec;
+            assert!((0.0..=2.0).contains(&spec.temperature) && spec.max_tokens >= 1);
+            assert!(!spec.is_detached || spec.is_kept, "nobody could find it");
+            assert!(!request.input.is_empty());
+            assert_eq!(request.digest().len(), 64);
+            // It is stored with the question.
+            let shown = serde_json::to_vec(&request.shown).expect("JSON");
+            assert!(shown.len() <= 1 << 20);
+        }
+        Err(error) => {
+            assert!(error.loc.len() == 2 && !error.msg.is_empty() && !error.kind.is_empty());
+        }
+    }
+}
+
+/// Any bytes are a key set with usable keys within its bounds, or an error.
+pub fn key_set(bytes: &[u8]) {
+    static ISSUER: LazyLock<Arc<Issuer>> = LazyLock::new(|| {
+        let options = IssuerOptions {
+            jwks_url: "http://127.0.0.1/keys".parse().expect("a URL"),
+            issuer: "the issuer".to_owned(),
+            audience: "the audience".to_owned(),
+        };
+        Issuer::new(options).expect("an issuer")
+    });
+    if let Ok(ids) = ISSUER.key_ids(bytes) {
+        assert!((1..=100).contains(&ids.len()) && ids.iter().all(|id| id.len() <= 256));
+        let set: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
+        let listed = set["keys"].as_array().expect("keys");
+        for id in ids {
+            let has_id = |key: &&serde_json::Value| key["kid"].as_str().unwrap_or_default() == id;
+            let keys: Vec<_> = listed.iter().filter(has_id).collect();
+            // A secret that everybody can read signs nobody in.
+            assert!(keys.iter().any(|key| key["kty"] != "oct"), "{id}");
+        }
+    }
+}
+
+/// A client of HTTP/2 may send a thousand control frames at once and no more, whatever their bytes and
+/// however they are split.
+pub fn http_2_frames(bytes: &[u8], chunk: usize) {
+    let mut control = 0;
+    let mut rest = bytes;
+    while let [high, middle, low, kind, flags, _, _, _, _, payload @ ..] = rest {
+        let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
+        let is_empty_data = *kind == 0 && length == 0 && flags & 1 == 0;
+        control += usize::from(is_empty_data || *kind > 1);
+        rest = payload.get(length..).unwrap_or_default();
+    }
+    let mut budget = FrameBudget::new(Arc::default());
+    // Nothing comes back in a moment.
+    let now = Instant::now();
+    let mut verdicts = bytes.chunks(chunk.max(1)).map(|bytes| budget.admits_at(now, bytes));
+    assert_eq!(verdicts.all(|admits| admits), control <= 1000, "{control}");
 }
 
 /// Any bytes are a request for embeddings within its bounds, or an error that names its parameter.
@@ -121,7 +169,7 @@ pub fn ollama_body(bytes: &[u8]) {
             Ok(AskedModel { model, task: Task::Answer(question), .. }) => {
                 let spec = &question.spec;
                 assert!(spec.model == model && !model.trim().is_empty());
-                assert!((0.0..=2.0).contains(&spec.temperature));
+                assert!(spec.temperature.is_none_or(|it| (0.0..=2.0).contains(&it)));
                 assert!(spec.max_tokens >= 1 && spec.stop.len() <= 4);
                 assert!(question.messages.question.role != Role::Assistant);
                 assert!(question.messages.before.len() < 1000);

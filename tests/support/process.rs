@@ -1,5 +1,6 @@
 //! Replicas and model hosts, each on a port of its own, killed with the test.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +21,19 @@ pub fn jarvis(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Process {
 /// Starts a replica at this address.
 pub fn jarvis_at(address: &str, redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Process {
     start(replica(redis, ollama, extra).at(address))
+}
+
+/// Starts a replica whose limits of descriptors are set by this line of a shell.
+pub fn limited_jarvis(redis: &str, ollama: &str, limits: &str) -> Process {
+    let folder = folder();
+    let script = folder.path().join("limited");
+    let binary = env!("CARGO_BIN_EXE_jarvis");
+    let text = format!("#!/bin/sh\n{limits}\nexec {binary} \"$@\"\n");
+    std::fs::write(&script, text).expect("a file");
+    let runnable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&script, runnable).expect("a script");
+    let settings = [("JARVIS_LOG", "warn,fred=off"), ("JARVIS_DRAIN_TIMEOUT", "1")];
+    start(Plan::replica(script, redis, ollama, folder).with(settings))
 }
 
 fn replica(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Plan {

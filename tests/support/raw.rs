@@ -1,6 +1,6 @@
 //! A WebSocket client that sends any bytes, and parses what it receives into frames.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -33,7 +33,11 @@ pub struct Raw {
 impl Raw {
     /// Sends the handshake.
     pub async fn connect(server: &Process, path: &str) -> Self {
-        let address = server.url.trim_start_matches("http://");
+        Self::connect_at(server.url.trim_start_matches("http://"), path).await
+    }
+
+    /// Sends the handshake to any address.
+    pub async fn connect_at(address: &str, path: &str) -> Self {
         Self::handshake(TcpStream::connect(address).await.expect("a connection"), path).await
     }
 
@@ -70,6 +74,14 @@ impl Raw {
         let read = read.await.expect("bytes in time").expect("no reset");
         bytes.truncate(read);
         bytes
+    }
+
+    /// Returns the event of a text frame that comes whole and alone by one read.
+    async fn event_of_one_read(&mut self) -> serde_json::Value {
+        self.received = self.one_read().await;
+        let frame = self.take().expect("a whole frame");
+        assert_eq!((frame.opcode, self.received.len()), (TEXT, 0), "more than one text frame");
+        serde_json::from_slice(&frame.payload).expect("JSON")
     }
 
     async fn head(&mut self) {
@@ -148,6 +160,29 @@ impl Raw {
     /// Does the same within this time.
     pub async fn closed_within(&mut self, limit: Duration) -> Vec<u8> {
         tokio::time::timeout(limit, self.closed()).await.expect("the end in time")
+    }
+}
+
+/// Greets the server at this address in so many tries like a client without a library: it reads the head
+/// of the handshake by one read, and each event by one more. On a busy machine the client itself may
+/// read later than the welcome comes; such a try shows nothing.
+pub async fn reads_head_and_events_apart(address: &str, tries: usize, welcome: Duration) {
+    let (mut alone, mut late) = (0, 0);
+    while alone < tries {
+        let asked = Instant::now();
+        let mut raw = Raw::connect_at(address, "/ws").await;
+        let head = raw.one_read().await;
+        assert!(head.starts_with(b"HTTP/1.1 101 "), "no handshake");
+        if !head.ends_with(b"\r\n\r\n") {
+            assert!(asked.elapsed() >= welcome, "{}", String::from_utf8_lossy(&head));
+            late += 1;
+            assert!(late < 10, "the head never comes alone");
+            continue;
+        }
+        alone += 1;
+        assert_eq!(raw.event_of_one_read().await["type"], "connection");
+        raw.send(&masked(TEXT, [1, 2, 3, 4], br#"{"type": "ping"}"#)).await;
+        assert_eq!(raw.event_of_one_read().await["type"], "pong");
     }
 }
 

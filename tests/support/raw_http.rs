@@ -85,6 +85,11 @@ impl Raw {
         tokio::time::timeout(LIMIT, self.read_response()).await.expect("a response in time")
     }
 
+    /// Returns the next response, whenever it comes.
+    pub async fn response_in_any_time(&mut self) -> io::Result<Response> {
+        self.read_response().await
+    }
+
     async fn read_response(&mut self) -> io::Result<Response> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {

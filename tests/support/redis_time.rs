@@ -1,6 +1,14 @@
 //! How long the calls of functions take Redis.
 
+use std::collections::BTreeMap;
+
 use super::redis::RedisServer;
+
+/// The tries of a measurement, at most. Other work of the machine counts, too, and the median of them
+/// is the cost of a call.
+const TRIES: usize = 9;
+/// The milliseconds that one call may take.
+const MOST: f64 = 5.0;
 
 /// Begins to time every call.
 pub fn begin_timing(redis: &RedisServer) {
@@ -29,4 +37,48 @@ pub fn timed_calls(redis: &RedisServer) -> Vec<(String, f64)> {
     }
     calls.reverse();
     calls
+}
+
+/// Returns the longest call of each function.
+pub fn longest(calls: Vec<(String, f64)>) -> Vec<(String, f64)> {
+    let mut longest: BTreeMap<String, f64> = BTreeMap::new();
+    for (function, time) in calls {
+        let known = longest.entry(function).or_default();
+        *known = known.max(time);
+    }
+    longest.into_iter().collect()
+}
+
+/// Measures the same calls several times, until most tries say the same of each, and asserts that the
+/// median of none is five milliseconds. Returns the medians.
+pub async fn takes_moments(
+    what: &str,
+    mut measure: impl AsyncFnMut() -> Vec<(String, f64)>,
+) -> Vec<(String, f64)> {
+    let mut tries: Vec<Vec<(String, f64)>> = Vec::new();
+    loop {
+        tries.push(measure().await);
+        let names = |calls: &[(String, f64)]| {
+            calls.iter().map(|(function, _)| function.clone()).collect::<Vec<_>>()
+        };
+        let functions = names(&tries[0]);
+        assert_eq!(names(tries.last().expect("a try")), functions, "{what}: the same calls");
+        let fast = |at: usize| tries.iter().filter(|calls| calls[at].1 < MOST).count();
+        let counts: Vec<usize> = (0..functions.len()).map(fast).collect();
+        let is_fast = counts.iter().all(|fast| *fast > TRIES / 2);
+        let is_slow = counts.iter().any(|fast| tries.len() - fast > TRIES / 2);
+        if !is_fast && !is_slow && tries.len() < TRIES {
+            continue;
+        }
+        let median = |at: usize| {
+            let mut times: Vec<f64> = tries.iter().map(|calls| calls[at].1).collect();
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        };
+        let medians: Vec<_> =
+            functions.into_iter().enumerate().map(|(at, name)| (name, median(at))).collect();
+        println!("{what}: median milliseconds at most {:.2?}", longest(medians.clone()));
+        assert!(is_fast, "{what}: in {} tries {counts:?} of {medians:.2?}", tries.len());
+        return medians;
+    }
 }

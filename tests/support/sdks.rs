@@ -11,7 +11,9 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::client::{http, post};
+use super::client::{get, http, post};
+use super::eventually;
+use super::process::LIMIT;
 use super::setup::pair;
 use super::tokens::{SECRET, token};
 
@@ -35,20 +37,47 @@ pub struct Driver {
 
 impl Sdk {
     /// Has the script of this folder check two replicas that sign users in, and compares the names of
-    /// what has passed.
-    pub async fn passes_signed_in(self, folder: &str, checks: &[&str]) {
+    /// what has passed, which spaces separate.
+    pub async fn passes_signed_in(self, folder: &str, checks: &str) {
         let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
         let pair = pair(&HOST, &settings).await;
         let [one, two] = &pair.replicas;
         let driver = self.run(folder, &["checks", &token("alice"), &one.url, &two.url]);
-        assert_eq!(driver.checks().await, checks);
+        assert_eq!(driver.checks().await.join(" "), checks);
     }
 
     /// Has the script of this folder check two replicas, and compares the names of what has passed.
-    pub async fn passes(self, folder: &str, checks: &[&str]) {
+    pub async fn passes(self, folder: &str, checks: &str) {
         let pair = pair(&HOST, &[]).await;
         let [one, two] = &pair.replicas;
-        assert_eq!(self.run(folder, &[&one.url, &two.url]).checks().await, checks);
+        assert_eq!(self.run(folder, &[&one.url, &two.url]).checks().await.join(" "), checks);
+    }
+
+    /// Has the script of this folder ask two replicas whose queue is full, and compares the names of what
+    /// has passed.
+    pub async fn meets_a_full_queue(self, folder: &str) {
+        let settings = [("JARVIS_OLLAMA_SLOTS", "1"), ("JARVIS_QUEUE_LIMIT", "1")];
+        let pair = pair(&HOST, &settings).await;
+        let [one, two] = &pair.replicas;
+        let url = format!("{}/api/v1/chat/", one.url);
+        let hold = async || {
+            let body = json!({"message": "[[tokens=3000 rate=1]] on and on", "stream": true});
+            http().post(&url).json(&body).send().await.expect("a response")
+        };
+        let running = hold().await;
+        let runs = async || get(&pair.ollama, "/sim/stats").await.body["running"] == 1;
+        assert!(eventually(LIMIT, runs).await, "the turn does not begin");
+        let held = [running, hold().await];
+        let body = json!({"message": "[[tokens=1]] hi"});
+        let is_full = async || {
+            let [one, two] =
+                [post(one, "/api/v1/chat/", &body).await, post(two, "/api/v1/chat/", &body).await];
+            one.body["code"] == "queue_full" && two.body["code"] == "queue_full"
+        };
+        assert!(held.iter().all(|held| held.status() == 200));
+        assert!(eventually(LIMIT, is_full).await, "the queue has no end");
+        let driver = self.run(folder, &["full", &one.url, &two.url]);
+        assert_eq!(driver.checks().await, ["queue_full"]);
     }
 
     /// Begins an answer at one replica by this request, has the script of this folder read it from
@@ -77,7 +106,9 @@ impl Sdk {
         let mut command = match self {
             Self::Python => {
                 let mut command = Command::new(run_folder().join("venv/bin/python"));
-                command.arg(scripts.join("sdk.py")).env("PYTHONDONTWRITEBYTECODE", "1");
+                let support = scripts.with_file_name("support");
+                command.arg(scripts.join("sdk.py")).env("PYTHONPATH", support);
+                command.env("PYTHONDONTWRITEBYTECODE", "1");
                 command
             }
             Self::Node => {

@@ -1,7 +1,7 @@
 //! A replica with all that it needs.
 
-use super::client::until_ok;
-use super::process::{Process, jarvis, ollama_sim};
+use super::fleet::Fleet;
+use super::process::Process;
 use super::redis::RedisServer;
 
 /// A replica that is ready, over a Redis and a scripted Ollama of its own.
@@ -22,12 +22,10 @@ pub async fn setup_with_large_window(extra: &[(&str, &str)]) -> Setup {
     setup_on(&["--rate", "0", "--model-ctx", "131072"], &extra).await
 }
 
-async fn setup_on(host: &[&str], extra: &[(&str, &str)]) -> Setup {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(host);
-    let replica = jarvis(&redis.url(), &ollama.url, extra);
-    until_ok(&replica, "/health/ready").await;
-    Setup { replica, ollama, redis }
+/// Starts a replica with these settings, whose host has these arguments.
+pub async fn setup_on(host: &[&str], settings: &[(&str, &str)]) -> Setup {
+    let Fleet { mut replicas, ollama, redis } = Fleet::start(1, host, settings).await;
+    Setup { replica: replicas.remove(0), ollama, redis }
 }
 
 /// Two replicas that are ready, over a Redis and a scripted Ollama of their own.
@@ -39,11 +37,7 @@ pub struct Pair {
 
 /// Starts two replicas with these settings, whose host has these arguments.
 pub async fn pair(host: &[&str], settings: &[(&str, &str)]) -> Pair {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(host);
-    let replicas = [0, 1].map(|_| jarvis(&redis.url(), &ollama.url, settings));
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let Fleet { replicas, ollama, redis } = Fleet::start(2, host, settings).await;
+    let Ok(replicas) = replicas.try_into() else { panic!("two replicas") };
     Pair { replicas, ollama, redis }
 }

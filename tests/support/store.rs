@@ -2,19 +2,16 @@
 
 use std::time::Duration;
 
-use chrono::Utc;
 use jarvis::redis::{Redis, RedisOptions, migrations};
-use jarvis::session::model::{
-    AnswerRules, ContextReport, FinishReason, Reasoning, Sampling, rfc3339,
-};
-use jarvis::session::store::{NewTurn, Turn, message};
-use jarvis::session::{Control, Message, Role, Status, Tag, TurnSpec, Usage};
+use jarvis::session::TurnSpec;
+use jarvis::session::store::NewTurn;
 use jarvis::sign_in::{ApiKeyStore, CreatedKey};
 use jarvis::tls::TlsOptions;
 
 use super::eventually;
 use super::process::LIMIT;
 use super::redis::RedisServer;
+pub use super::samples::whole_answer;
 
 /// Returns the connection settings of a Redis.
 pub fn options(url: &str) -> RedisOptions {
@@ -36,52 +33,12 @@ pub async fn connect(url: &str) -> Redis {
 
 /// Returns the request of a turn at this model, with the least that a turn needs.
 pub fn turn_spec(model: &str) -> TurnSpec {
-    TurnSpec {
-        model: model.to_owned(),
-        temperature: 0.0,
-        max_tokens: 1000,
-        system: None,
-        seed: None,
-        stop: Vec::new(),
-        sampling: Sampling::default(),
-        rules: AnswerRules::default(),
-        think: Reasoning::Off,
-        message_id: None,
-        source: String::new(),
-        needs_listener: false,
-        is_detached: false,
-        is_kept: false,
-        anchor: None,
-    }
+    TurnSpec::least(model, 1000)
 }
 
 /// Returns a turn of this text at this model, with the least that a turn needs.
 pub fn new_turn(model: &str, text: &str) -> NewTurn {
     NewTurn::of_text(turn_spec(model), text.to_owned())
-}
-
-/// Returns the message of a whole answer, and the events of its end.
-pub fn whole_answer(turn: &Turn) -> (Message, [(Tag, Control); 2]) {
-    let now = Utc::now();
-    let answer = Message {
-        generation_id: Some(turn.generation),
-        model: Some(turn.spec.model.clone()),
-        status: Some(Status::Complete),
-        finish_reason: Some(FinishReason::Stop),
-        usage: Some(Usage::default()),
-        context: Some(ContextReport::default()),
-        ..message(Role::Assistant, now)
-    };
-    let ended = Control::Ended {
-        timestamp: rfc3339(&now),
-        model: turn.spec.model.clone(),
-        finish_reason: FinishReason::Stop,
-        usage: Usage::default(),
-        context: ContextReport::default(),
-        continued: Vec::new(),
-        tool_calls: Vec::new(),
-    };
-    (answer, [(Tag::random(), Control::Done {}), (Tag::random(), ended)])
 }
 
 /// Makes an API key of a user. Returns the keys of this Redis, the key and its identifier.

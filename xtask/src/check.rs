@@ -17,7 +17,14 @@ use crate::{install, manifests, paths, redis};
 
 const CARGO_DENY: &str = "0.20.2";
 /// The shell scripts.
-const SHELL: [&str; 3] = [".ci/run", "deploy/secrets.sh", "deploy/upgrade.sh"];
+const SHELL: [&str; 4] =
+    [".ci/run", "deploy/redis-tls.sh", "deploy/secrets.sh", "deploy/upgrade.sh"];
+/// The characters of a commit's subject, at most.
+const SUBJECT: usize = 72;
+/// The newest commits, whose subjects are checked.
+const COMMITS: &str = "50";
+/// Older subjects were written before they were checked.
+const FIRST_DAY: &str = "--since=2026-11-28T00:00:00Z";
 const LOCKED: [&str; 2] = ["--workspace", "--locked"];
 
 /// The counts of tests.
@@ -50,6 +57,7 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     step("openai", install::openai_packages)?;
     step("rotel", || Ok(install::rotel()?.display().to_string()))?;
     step("schemathesis", || Ok(install::schemathesis()?.display().to_string()))?;
+    step("pyjwt", install::token_packages)?;
     step("chromium", || Ok(install::chromium()?.display().to_string()))?;
     step("page", || Ok(install::page_modules()?.display().to_string()))?;
     step("cargo-deny", || Ok(cargo_deny()?.display().to_string()))?;
@@ -59,6 +67,8 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     let rows = [
         timed("format", || passes(&cargo(["fmt", "--all", "--check"])))?,
         timed("scripts", scripts)?,
+        timed("commits", commits)?,
+        timed("package", package)?,
         timed("manifests", manifests::check)?,
         timed("page", page)?,
         timed("licences", || passes(&cargo(deny)))?,
@@ -131,6 +141,59 @@ fn scripts() -> anyhow::Result<Outcome> {
     let without = if checker.is_some() { "" } else { ", no shellcheck" };
     let text = format!("{} in Python, {} for the shell{without}", python.len(), shell.len());
     Ok(Outcome { ok, text })
+}
+
+/// Checks the subjects of the newest commits, as far as this clone has them: those since the newest tag,
+/// at most [`COMMITS`].
+fn commits() -> anyhow::Result<Outcome> {
+    if !run("git", ["rev-parse", "--git-dir"]).succeeds()? {
+        return Ok(Outcome { ok: true, text: "no repository".to_owned() });
+    }
+    let tag = run("git", ["describe", "--tags", "--abbrev=0"]).output();
+    let since = if tag.trim().is_empty() { "HEAD".to_owned() } else { format!("{}..", tag.trim()) };
+    let log =
+        run("git", ["log", "--no-merges", "--format=%s", FIRST_DAY, "-n", COMMITS]).arg(since);
+    let log = log.output();
+    let refused = long_subjects(&log);
+    for subject in &refused {
+        say(&format!("  too long: {subject}"));
+    }
+    let text = format!("{} subjects of at most {SUBJECT} characters", log.lines().count());
+    Ok(Outcome { ok: refused.is_empty(), text })
+}
+
+fn long_subjects(log: &str) -> Vec<&str> {
+    log.lines().filter(|subject| subject.chars().count() > SUBJECT).collect()
+}
+
+/// Checks that the package has what the service is built from, and nothing else.
+fn package() -> anyhow::Result<Outcome> {
+    let list = cargo(["package", "--list", "--allow-dirty", "--package", "jarvis"]).output();
+    ensure!(!list.is_empty(), "cargo does not list the package");
+    let strange: Vec<&str> = list.lines().filter(|path| !belongs(path)).collect();
+    for path in &strange {
+        say(&format!("  not for building: {path}"));
+    }
+    let has = |wanted: &str| list.lines().any(|path| path == wanted);
+    let is_whole =
+        ["src/main.rs", "build.rs", "web/dist/index.html", "LICENSE"].into_iter().all(has);
+    let ok = strange.is_empty() && is_whole;
+    Ok(Outcome { ok, text: format!("{} files", list.lines().count()) })
+}
+
+fn belongs(path: &str) -> bool {
+    const FILES: [&str; 8] = [
+        ".cargo_vcs_info.json",
+        "Cargo.lock",
+        "Cargo.toml",
+        "Cargo.toml.orig",
+        "CHANGELOG.md",
+        "LICENSE",
+        "README.md",
+        "build.rs",
+    ];
+    FILES.contains(&path)
+        || ["src/", "migrations/", "web/dist/"].iter().any(|folder| path.starts_with(folder))
 }
 
 /// Checks the types of the page, and that the committed files are those that its sources build.
@@ -249,6 +312,21 @@ fn report(rows: &[Row], tally: Tally) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_subject_that_is_too_long_and_a_file_that_builds_nothing_are_named() {
+        let refused = format!("docs: {}", "x".repeat(67));
+        let log = format!("api: é{}\n{refused}\n", "x".repeat(66));
+        assert_eq!(long_subjects(&log), [&*refused]);
+        for path in ["src/main.rs", "migrations/functions/probe/probe.lua", "web/dist/index.html"] {
+            assert!(belongs(path), "{path}");
+        }
+        for path in
+            ["k8s/base/jarvis.yaml", "docs/dashboard.svg", "web/src/main.ts", "tests/tls.rs"]
+        {
+            assert!(!belongs(path), "{path}");
+        }
+    }
 
     #[test]
     fn the_closing_lines_of_both_runners_are_added_up() {

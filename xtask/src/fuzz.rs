@@ -13,10 +13,11 @@ use crate::outcome::Outcome;
 use crate::paths;
 
 /// The targets, one a parser.
-const TARGETS: [&str; 10] = [
+const TARGETS: [&str; 13] = [
     "client_message",
     "chat_body",
     "completion_body",
+    "response_body",
     "embedding_body",
     "ollama_body",
     "cursor",
@@ -24,6 +25,8 @@ const TARGETS: [&str; 10] = [
     "forwarded_for",
     "token",
     "import_line",
+    "key_set",
+    "http_2_frames",
 ];
 /// The flags that `cargo fuzz` gives the compiler, without its sanitizer.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

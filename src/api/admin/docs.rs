@@ -11,9 +11,12 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::Operation;
 use utoipa::openapi::schema::Type;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, ObjectBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{
+    ContentBuilder, ObjectBuilder, OpenApi as OpenApiDocument, Ref, RefOr, ResponseBuilder,
+};
 use utoipa_swagger_ui::Config;
 
 use crate::http::middleware::is_public;
@@ -39,67 +42,74 @@ use crate::http::problem::{Problem, ProblemDetails};
 )]
 pub struct ApiDoc;
 
-/// Adds to every operation with a caller how it signs in, and its response without a valid token
-/// unless its front describes its errors itself.
-pub fn describe_sign_in(openapi: &mut utoipa::openapi::OpenApi, has_own_errors: fn(&str) -> bool) {
+/// Adds to every operation what the layers before it may answer, and what may be wrong with its body.
+/// A front that describes its errors itself has only the sign-in added.
+pub fn describe_layers(openapi: &mut OpenApiDocument, has_own_errors: fn(&str) -> bool) {
     let components = openapi.components.get_or_insert_default();
     components
         .add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
-    let problem =
-        ContentBuilder::new().schema(Some(Ref::from_schema_name("ProblemDetails"))).build();
-    let refusal = ResponseBuilder::new()
-        .description("The token is absent, expired or not valid; see `code`")
-        .content("application/problem+json", problem)
-        .build();
     for (path, item) in &mut openapi.paths.paths {
-        if is_public(path) {
-            continue;
-        }
         let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
-            if !has_own_errors(path) {
-                let refusal = RefOr::T(refusal.clone());
-                operation.responses.responses.insert("401".to_owned(), refusal);
+            if !is_public(path) {
+                // Either of them: no token makes an anonymous caller, unless tokens are required.
+                operation.security = Some(vec![
+                    SecurityRequirement::default(),
+                    SecurityRequirement::new("bearer", std::iter::empty::<String>()),
+                ]);
             }
-            // Either of them: no token makes an anonymous caller, unless tokens are required.
-            operation.security = Some(vec![
-                SecurityRequirement::default(),
-                SecurityRequirement::new("bearer", std::iter::empty::<String>()),
-            ]);
+            if !has_own_errors(path) {
+                describe_errors(operation, is_public(path));
+            }
         }
     }
 }
 
-/// Adds to every operation with a caller its response where a limit refuses the request, unless its
-/// front describes its errors itself.
-pub fn describe_limits(openapi: &mut utoipa::openapi::OpenApi, has_own_errors: fn(&str) -> bool) {
-    let problem =
-        ContentBuilder::new().schema(Some(Ref::from_schema_name("ProblemDetails"))).build();
+fn describe_errors(operation: &mut Operation, is_public: bool) {
+    let layers = [
+        ("401", problem("The token is absent, expired or not valid; see `code`")),
+        ("429", limited()),
+        ("403", problem("This Host, or the page of this Origin, may not call this; see `code`")),
+    ];
+    let responses = &mut operation.responses.responses;
+    for (status, response) in layers.into_iter().skip(if is_public { 2 } else { 0 }) {
+        responses.insert(status.to_owned(), RefOr::T(response.build()));
+    }
+    if operation.request_body.is_none() {
+        return;
+    }
+    for (status, description) in [
+        ("400", "The body broke off"),
+        ("408", "The body did not arrive in time"),
+        ("413", "The body is too large"),
+        ("415", "The body is compressed"),
+    ] {
+        // The handler may say more of it.
+        let response = || RefOr::T(problem(description).build());
+        responses.entry(status.to_owned()).or_insert_with(response);
+    }
+}
+
+fn problem(description: &str) -> ResponseBuilder {
+    let schema = Ref::from_schema_name("ProblemDetails");
+    let content = ContentBuilder::new().schema(Some(schema)).build();
+    ResponseBuilder::new().description(description).content("application/problem+json", content)
+}
+
+/// Returns the response where a limit refuses the request.
+fn limited() -> ResponseBuilder {
     let header = |description: &str| {
         HeaderBuilder::new()
             .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
             .description(Some(description))
             .build()
     };
-    let refusal = ResponseBuilder::new()
-        .description(
-            "A limit of the user, of the API key or of the address refuses the request, or an \
-             address has as many open sockets and streams as it may have; see `code`",
-        )
-        .content("application/problem+json", problem)
+    let description = "A limit of the user, of the API key or of the address refuses the request, or \
+        an address has as many open sockets and streams as it may have; see `code`";
+    problem(description)
         .header("Retry-After", header("Seconds until the same request is not refused"))
         .header("RateLimit", header("What is left of each limit, and until when all is back"))
         .header("RateLimit-Policy", header("Each limit, and its window in seconds"))
-        .build();
-    for (path, item) in &mut openapi.paths.paths {
-        if is_public(path) || has_own_errors(path) {
-            continue;
-        }
-        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
-            operation.responses.responses.insert("429".to_owned(), RefOr::T(refusal.clone()));
-        }
-    }
 }
 
 /// Serves the page. Its links are relative to `/docs/`, with and without a trailing slash.

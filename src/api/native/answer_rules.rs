@@ -11,7 +11,11 @@ use crate::session::model::AnswerRules;
 
 /// Reads `format` and `tools` of a request, whose whole text is `text`.
 pub fn read(fields: &mut Fields<'_>, text: &[u8]) -> AnswerRules {
-    AnswerRules { format: format(fields, text), tools: tools(fields, text) }
+    AnswerRules {
+        format: format(fields, text),
+        tools: tools(fields, text),
+        ..AnswerRules::default()
+    }
 }
 
 fn format(fields: &mut Fields<'_>, text: &[u8]) -> Option<String> {

@@ -30,7 +30,7 @@ use crate::blocking;
 use crate::byte_room::RoomPermit;
 use crate::generation::SubmitError;
 use crate::http::extract::body::check_encoding;
-use crate::http::problem::{Problem, ProblemDetails};
+use crate::http::problem::Problem;
 use crate::session::store::{ImportStep, ImportedSession, message};
 use crate::session::{GenerationId, Message, Owner, Role, SessionId, Status};
 
@@ -69,14 +69,6 @@ pub struct ImportReply {
         description = "JSON Lines as an export has them, at most 64 MiB"),
     responses(
         (status = 200, body = ImportReply),
-        (status = 400, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The body broke off"),
-        (status = 408, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The body did not arrive in time"),
-        (status = 413, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The body is too large"),
-        (status = 415, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The body is compressed"),
         InvalidFields, OverBudgetReply, Unavailable,
     ),
 )]

@@ -349,7 +349,7 @@ impl ChatRequest {
         message: impl FnOnce(&mut Fields<'_>) -> (String, Option<String>),
     ) -> Self {
         let model = model(fields);
-        let AnswerRules { format, tools } = answer_rules::read(fields, text);
+        let AnswerRules { format, tools, .. } = answer_rules::read(fields, text);
         let (message, tool_call_id) = message(fields);
         Self {
             message,
@@ -379,13 +379,17 @@ impl ChatRequest {
     pub fn spec(&self, default_model: &str) -> TurnSpec {
         TurnSpec {
             model: self.model.as_deref().unwrap_or(default_model).to_owned(),
-            temperature: self.temperature,
+            temperature: Some(self.temperature),
             max_tokens: self.max_tokens,
             system: self.system.clone(),
             seed: self.seed,
             stop: self.stop.clone(),
             sampling: Sampling::default(),
-            rules: AnswerRules { format: self.format.clone(), tools: self.tools.clone() },
+            rules: AnswerRules {
+                format: self.format.clone(),
+                tools: self.tools.clone(),
+                ..AnswerRules::default()
+            },
             think: self.think,
             message_id: self.message_id.clone(),
             source: String::new(),

@@ -1,6 +1,6 @@
 //! Embeddings: `/api/embed`, and the older `/api/embeddings`. They take slots and limits as turns do.
 
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -46,65 +46,47 @@ pub struct EmbeddingReply {
     embedding: Vec<f64>,
 }
 
-/// The body of a request for the vectors of texts, read and checked, with its room.
-pub struct EmbedBody {
+/// A request for vectors, read and checked, with its room.
+struct VectorsRequest {
     model: String,
     held: HeldRequest,
 }
 
-impl FromRequest<Shared> for EmbedBody {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = fields::read(request, shared, CONVERSATION_BYTES, Self::read).await;
-        read.map(|((model, request), room)| Self { model, held: HeldRequest { request, room } })
-    }
-}
-
-impl EmbedBody {
-    fn read(body: &RawJsonObject) -> Result<(String, EmbedRequest), Problem> {
+/// Reads and checks the body of a request.
+async fn read(
+    request: Request,
+    shared: &Shared,
+    rest: fn(RequestFields<'_>) -> Result<EmbedRequest, Problem>,
+) -> Result<VectorsRequest, Problem> {
+    let read = move |body: &RawJsonObject| {
         let fields = RequestFields::new(&body.fields, "");
-        let model = request::model(fields)?;
-        let request = EmbedRequest {
-            kind: EmbedKind::Normalised,
-            texts: texts(fields)?,
-            truncate: fields.flag("truncate")?.unwrap_or(true),
-            dimensions: match fields.integer("dimensions")? {
-                None | Some(0) => None,
-                Some(length) => Some(
-                    u32::try_from(length)
-                        .map_err(|_| fields.refuse("dimensions", "must be at least 1"))?,
-                ),
-            },
-        };
-        Ok((model, request))
-    }
+        Ok((request::model(fields)?, rest(fields)?))
+    };
+    let ((model, request), room) = fields::read(request, shared, CONVERSATION_BYTES, read).await?;
+    Ok(VectorsRequest { model, held: HeldRequest { request, room } })
 }
 
-/// The body of a request for the vector of one text, read and checked, with its room.
-pub struct EmbeddingBody {
-    model: String,
-    held: HeldRequest,
+/// Reads what a request for the vectors of texts has beside its model.
+fn embed_request(fields: RequestFields<'_>) -> Result<EmbedRequest, Problem> {
+    Ok(EmbedRequest {
+        kind: EmbedKind::Normalised,
+        texts: texts(fields)?,
+        truncate: fields.flag("truncate")?.unwrap_or(true),
+        dimensions: match fields.integer("dimensions")? {
+            None | Some(0) => None,
+            Some(length) => Some(
+                u32::try_from(length)
+                    .map_err(|_| fields.refuse("dimensions", "must be at least 1"))?,
+            ),
+        },
+    })
 }
 
-impl FromRequest<Shared> for EmbeddingBody {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = fields::read(request, shared, CONVERSATION_BYTES, Self::read).await;
-        read.map(|((model, request), room)| Self { model, held: HeldRequest { request, room } })
-    }
-}
-
-impl EmbeddingBody {
-    fn read(body: &RawJsonObject) -> Result<(String, EmbedRequest), Problem> {
-        let fields = RequestFields::new(&body.fields, "");
-        let model = request::model(fields)?;
-        let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
-        let texts = prompt.into_iter().map(str::to_owned).collect();
-        let kind = EmbedKind::Raw;
-        Ok((model, EmbedRequest { kind, texts, truncate: true, dimensions: None }))
-    }
+/// Reads what a request for the vector of one text has beside its model.
+fn embedding_request(fields: RequestFields<'_>) -> Result<EmbedRequest, Problem> {
+    let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
+    let texts = prompt.into_iter().map(str::to_owned).collect();
+    Ok(EmbedRequest { kind: EmbedKind::Raw, texts, truncate: true, dimensions: None })
 }
 
 /// Returns the vectors of texts.
@@ -117,8 +99,9 @@ pub async fn embed(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    EmbedBody { model, held }: EmbedBody,
+    request: Request,
 ) -> Result<Response, Problem> {
+    let VectorsRequest { model, held } = read(request, &shared, embed_request).await?;
     let started = Instant::now();
     let head = format!("{{\"model\":{},\"embeddings\":[", Value::from(&*model));
     let reply = VectorReply::new(&head, VectorForm::default(), AS_SENT);
@@ -142,8 +125,9 @@ pub async fn embeddings(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    EmbeddingBody { model, held }: EmbeddingBody,
+    request: Request,
 ) -> Result<Response, Problem> {
+    let VectorsRequest { model, held } = read(request, &shared, embedding_request).await?;
     let tail = if held.request.texts.is_empty() { "[]}" } else { "}" };
     let reply = VectorReply::new("{\"embedding\":", VectorForm::default(), AS_SENT);
     let embedded = embedding::vectors(&shared, permit, last_byte, &model, held, reply).await;

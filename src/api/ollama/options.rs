@@ -7,15 +7,12 @@ use crate::api::answer_rules::{STOP_BYTES, STOPS};
 use crate::http::problem::Problem;
 use crate::session::model::Sampling;
 
-/// Ollama's default of the temperature.
-pub const DEFAULT_TEMPERATURE: f64 = 0.8;
-
 /// The options of an answer. Every other one is ignored: `num_ctx` and its like would load the model
 /// anew for everybody.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AnswerOptions {
-    /// The temperature, 0 to 2.
-    pub temperature: f64,
+    /// The temperature, 0 to 2; where absent the model's own, which its Modelfile may set.
+    pub temperature: Option<f64>,
     /// Tokens of the answer, at most.
     pub max_tokens: u32,
     /// The seed, for repeatable answers.
@@ -34,7 +31,7 @@ impl AnswerOptions {
     pub fn read(options: Option<&Map<String, Value>>) -> Result<Self, Problem> {
         let none = Map::new();
         let options = RequestFields::new(options.unwrap_or(&none), "options.");
-        let temperature = options.number("temperature", 0.0, 2.0)?.unwrap_or(DEFAULT_TEMPERATURE);
+        let temperature = options.number("temperature", 0.0, 2.0)?;
         let top_k = match options.integer("top_k")? {
             Some(top_k) => Some(
                 u32::try_from(top_k).map_err(|_| options.refuse("top_k", "must be at least 0"))?,
@@ -43,7 +40,7 @@ impl AnswerOptions {
         };
         Ok(Self {
             // Whatever the sign of zero is, the request is the same.
-            temperature: temperature + 0.0,
+            temperature: temperature.map(|number| number + 0.0),
             max_tokens: match options.integer("num_predict")? {
                 // To Ollama these are "without end": the context window is the bound then.
                 None | Some(..=0) => u32::MAX,
@@ -93,7 +90,7 @@ mod tests {
     #[test]
     fn options_that_would_change_a_host_for_others_are_ignored() {
         let none = read(&json!({})).expect("valid");
-        assert_eq!((none.temperature, none.max_tokens), (DEFAULT_TEMPERATURE, u32::MAX));
+        assert_eq!((none.temperature, none.max_tokens), (None, u32::MAX));
         let host = json!({
             "num_ctx": 1, "num_batch": 1, "num_gpu": 0, "main_gpu": 1, "num_thread": 1, "num_keep": 5,
             "use_mmap": false, "low_vram": true, "numa": true, "mirostat": 2, "typical_p": 0.5,
@@ -120,7 +117,7 @@ mod tests {
         };
         let stop = vec!["a".to_owned(), "b".to_owned()];
         let wanted =
-            AnswerOptions { temperature: 0.0, max_tokens: 7, seed: Some(-1), stop, sampling };
+            AnswerOptions { temperature: Some(0.0), max_tokens: 7, seed: Some(-1), stop, sampling };
         assert_eq!(read_options, wanted);
         for endless in [0, -1, -2] {
             let options = read(&json!({"num_predict": endless})).expect("valid");

@@ -62,7 +62,7 @@ impl AskedModel {
         fields.flag("truncate")?;
         fields.flag("shift")?;
         fields.unsupported("logprobs", "is not supported")?;
-        let mut rules = AnswerRules { format: rules::format(body)?, tools: None };
+        let mut rules = AnswerRules { format: rules::format(body)?, ..AnswerRules::default() };
         let messages = match shape {
             Shape::Chat => {
                 rules.tools = rules::tools(body)?;
@@ -76,21 +76,13 @@ impl AskedModel {
             None => Task::Load,
             Some(messages) => {
                 let spec = TurnSpec {
-                    model: model.clone(),
                     temperature: options.temperature,
-                    max_tokens: options.max_tokens,
-                    system: None,
                     seed: options.seed,
                     stop: options.stop,
                     sampling: options.sampling,
                     rules,
                     think,
-                    message_id: None,
-                    source: String::new(),
-                    needs_listener: false,
-                    is_detached: false,
-                    is_kept: false,
-                    anchor: None,
+                    ..TurnSpec::least(&model, options.max_tokens)
                 };
                 Task::Answer(Box::new(Question { spec, messages }))
             }

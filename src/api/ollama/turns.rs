@@ -1,6 +1,6 @@
 //! Answers: `/api/chat` and `/api/generate`.
 
-use axum::extract::{self, FromRequest, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ use super::request::{AskedModel, Question, Task};
 use super::schema::{OllamaChatRequest, OllamaGenerateRequest};
 use super::shapes::{ChatReply, GenerateReply, OllamaErrorReply};
 use super::stream::{AnswerWriter, whole};
-use crate::api::idempotency::{self, IdempotencyKeyHeader};
+use crate::api::idempotency::IdempotencyKeyHeader;
 use crate::api::large_body::{HeldRoom, WITH_IMAGES};
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
@@ -26,32 +26,6 @@ use crate::limits::TurnPermit;
 use crate::session::store::OwnConversation;
 use crate::session::{Owner, SessionId};
 use crate::sign_in::Identity;
-
-/// The body of a request for a chat, read and checked, and its room.
-pub struct OllamaChatBody(AskedModel, HeldRoom);
-
-impl FromRequest<Shared> for OllamaChatBody {
-    type Rejection = Problem;
-
-    async fn from_request(request: extract::Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = |body: &RawJsonObject| AskedModel::read(Shape::Chat, body);
-        let read = fields::read(request, shared, WITH_IMAGES, read).await;
-        read.map(|(asked, room)| Self(asked, room))
-    }
-}
-
-/// The body of a request for the answer to a prompt, read and checked, and its room.
-pub struct GenerateBody(AskedModel, HeldRoom);
-
-impl FromRequest<Shared> for GenerateBody {
-    type Rejection = Problem;
-
-    async fn from_request(request: extract::Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = |body: &RawJsonObject| AskedModel::read(Shape::Generate, body);
-        let read = fields::read(request, shared, WITH_IMAGES, read).await;
-        read.map(|(asked, room)| Self(asked, room))
-    }
-}
 
 /// Answers a conversation that comes with the request.
 #[utoipa::path(
@@ -69,10 +43,11 @@ pub async fn chat(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    OllamaChatBody(asked, room): OllamaChatBody,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let request = Request { shared, caller, permit, last_byte, headers, asked, room };
-    Box::pin(request.answer(Shape::Chat)).await
+    let (asked, room) = read(request, &shared, Shape::Chat).await?;
+    let asked = AnswerRequest { shared, caller, permit, last_byte, headers, asked, room };
+    Box::pin(asked.answer(Shape::Chat)).await
 }
 
 /// Answers one prompt.
@@ -91,14 +66,25 @@ pub async fn generate(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    GenerateBody(asked, room): GenerateBody,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let request = Request { shared, caller, permit, last_byte, headers, asked, room };
-    Box::pin(request.answer(Shape::Generate)).await
+    let (asked, room) = read(request, &shared, Shape::Generate).await?;
+    let asked = AnswerRequest { shared, caller, permit, last_byte, headers, asked, room };
+    Box::pin(asked.answer(Shape::Generate)).await
+}
+
+/// Reads and checks the body of a request. Its room is kept until it is dropped.
+async fn read(
+    request: Request,
+    shared: &Shared,
+    shape: Shape,
+) -> Result<(AskedModel, HeldRoom), Problem> {
+    let read = move |body: &RawJsonObject| AskedModel::read(shape, body);
+    fields::read(request, shared, WITH_IMAGES, read).await
 }
 
 /// A request with everything that its answer needs.
-struct Request {
+struct AnswerRequest {
     shared: Shared,
     caller: Identity,
     permit: TurnPermit,
@@ -109,7 +95,7 @@ struct Request {
     room: HeldRoom,
 }
 
-impl Request {
+impl AnswerRequest {
     async fn answer(self, shape: Shape) -> Result<Response, Problem> {
         let started = Instant::now();
         let Self { shared, caller, permit, last_byte, headers, asked, room } = self;
@@ -138,12 +124,7 @@ impl Request {
             return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte)
                 .await;
         }
-        let waiting = PendingReply {
-            guard,
-            is_by_proxy: idempotency::is_by_proxy(&headers),
-            last_byte,
-            end: started + shared.settings.request_timeout,
-        };
+        let waiting = PendingReply::begin(&shared, started, &headers, last_byte, guard);
         let answer =
             whole_turn::answer(&shared, Box::pin(whole(follow, &mut lines)), waiting).await?;
         let line = lines.whole(&completed(answer).map_err(named)?);

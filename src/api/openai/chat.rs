@@ -1,7 +1,7 @@
 //! Chat completions.
 
 use axum::Json;
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
@@ -13,8 +13,8 @@ use super::request::ChatCompletion;
 use super::schema::{ChatCompletionEvent, ChatCompletionRequest};
 use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason};
 use super::stream::CompletionWriter;
-use crate::api::idempotency::{self, IdempotencyKeyHeader};
-use crate::api::large_body::{HeldRoom, WITH_IMAGES};
+use crate::api::idempotency::IdempotencyKeyHeader;
+use crate::api::large_body::WITH_IMAGES;
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
 use crate::api::streamed_turn::{self, FrontOutput};
@@ -27,18 +27,6 @@ use crate::limits::TurnPermit;
 use crate::session::store::OwnConversation;
 use crate::session::{Owner, SessionId};
 use crate::sign_in::Identity;
-
-/// The body of a request, read and checked, and its room.
-pub struct CompletionBody(ChatCompletion, HeldRoom);
-
-impl FromRequest<Shared> for CompletionBody {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = body::read(request, shared, WITH_IMAGES, ChatCompletion::read).await;
-        read.map(|(request, room)| Self(request, room))
-    }
-}
 
 /// Completes a conversation that comes with the request.
 #[utoipa::path(
@@ -56,8 +44,9 @@ pub async fn complete(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    CompletionBody(request, room): CompletionBody,
+    request: Request,
 ) -> Result<Response, Problem> {
+    let (request, room) = body::read(request, &shared, WITH_IMAGES, ChatCompletion::read).await?;
     let started = Instant::now();
     let created = Utc::now().timestamp();
     let socket =
@@ -73,12 +62,7 @@ pub async fn complete(
         return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte).await;
     }
     let generation = submitted.generation;
-    let waiting = PendingReply {
-        guard,
-        is_by_proxy: idempotency::is_by_proxy(&headers),
-        last_byte,
-        end: started + shared.settings.request_timeout,
-    };
+    let waiting = PendingReply::begin(&shared, started, &headers, last_byte, guard);
     let answer = completed(whole_turn::answer(&shared, Box::pin(follow.answer()), waiting).await?)?;
     let usage = answer.usage.unwrap_or_default().into();
     Ok(Json(ChatCompletionReply {

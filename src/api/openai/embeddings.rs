@@ -1,6 +1,6 @@
 //! Embeddings. They take slots and limits as completions do.
 
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +15,7 @@ use super::request::model;
 use super::schema::EmbeddingRequest;
 use super::shapes::ErrorReply;
 use crate::api::embedding::{self, HeldRequest, TEXTS, VectorForm, VectorReply};
-use crate::api::large_body::{CONVERSATION_BYTES, HeldRoom};
+use crate::api::large_body::CONVERSATION_BYTES;
 use crate::api::state::Shared;
 use crate::generation::{EmbedKind, EmbedRequest, EmbedUsage};
 use crate::http::extract::fields::FieldError;
@@ -70,19 +70,6 @@ struct EmbeddingUsage {
     prompt_tokens: u64,
     /// The same.
     total_tokens: u64,
-}
-
-/// The body of a request, read and checked, and its room.
-pub struct EmbeddingsBody(Embedding, HeldRoom);
-
-impl FromRequest<Shared> for EmbeddingsBody {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = |object: &Object, _: &[u8]| Embedding::read(object);
-        let read = body::read(request, shared, CONVERSATION_BYTES, read).await;
-        read.map(|(embedding, room)| Self(embedding, room))
-    }
 }
 
 impl Embedding {
@@ -163,8 +150,11 @@ pub async fn create(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    EmbeddingsBody(Embedding { model, request, is_base64 }, room): EmbeddingsBody,
+    request: Request,
 ) -> Result<Response, Problem> {
+    let read = |object: &Object, _: &[u8]| Embedding::read(object);
+    let (embedding, room) = body::read(request, &shared, CONVERSATION_BYTES, read).await?;
+    let Embedding { model, request, is_base64 } = embedding;
     let form = VectorForm { dimensions: request.dimensions, is_base64 };
     let reply = VectorReply::new("{\"object\":\"list\",\"data\":[", form, write);
     let held = HeldRequest { request, room };

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::content::{self, Images, Parts};
-use super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
+use super::params::{INVALID_VALUE, Params, UNSUPPORTED_PARAMETER, UNSUPPORTED_VALUE, error};
 use super::tools::check_name;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::is_object;
@@ -147,9 +147,24 @@ fn read_message(
             content::read(value, &path, Parts::Chat, images)?
         }
     };
-    params.unsupported(&["name"])?;
+    check_author(&mut params, &message)?;
     params.finish()?;
     Ok(message)
+}
+
+/// Checks the name of a message's author. A result of a tool may name its function, as older clients do,
+/// which the model gets either way.
+fn check_author(params: &mut Params<'_>, message: &Message) -> Result<(), FieldError> {
+    let Some(name) = params.text("name")? else { return Ok(()) };
+    if message.role == Role::Tool {
+        if message.tool_name.as_deref() == Some(name) {
+            return Ok(());
+        }
+        let msg = "must be the name of the function that the call names";
+        return Err(params.refuse("name", INVALID_VALUE, msg));
+    }
+    let msg = "is not supported: the model hosts take no names of authors; write the name into the content";
+    Err(params.refuse("name", UNSUPPORTED_PARAMETER, msg))
 }
 
 /// Reads the calls of tools in a message of the model.

@@ -21,6 +21,8 @@ mod shapes;
 mod stream;
 mod tools;
 
+pub use responses::ResponseRequest;
+
 pub use errors::dialect;
 pub use schema::OpenAiApiDoc;
 pub use shapes::ErrorReply;

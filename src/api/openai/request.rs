@@ -43,12 +43,10 @@ impl ChatCompletion {
         let stream = params.flag("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut params, stream)?;
         let temperature = params.number("temperature", 0.0, 2.0)?.unwrap_or(DEFAULT_SAMPLING);
+        let max_tokens = token_limit(&mut params)?;
         let spec = TurnSpec {
-            model,
             // Whatever the sign of zero is, the request is the same.
-            temperature: temperature + 0.0,
-            max_tokens: token_limit(&mut params)?,
-            system: None,
+            temperature: Some(temperature + 0.0),
             seed: params.integer("seed", i64::MIN)?,
             stop: stops(&mut params)?,
             sampling: Sampling {
@@ -59,12 +57,7 @@ impl ChatCompletion {
             },
             rules: tools::rules(&mut params, text)?,
             think: effort(&mut params, "reasoning_effort")?,
-            message_id: None,
-            source: String::new(),
-            needs_listener: false,
-            is_detached: false,
-            is_kept: false,
-            anchor: None,
+            ..TurnSpec::least(&model, max_tokens)
         };
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         for name in ["user", "safety_identifier", "prompt_cache_key"] {
@@ -87,6 +80,7 @@ impl ChatCompletion {
             "functions",
             "moderation",
             "prediction",
+            "prompt_cache_options",
             "prompt_cache_retention",
             "top_logprobs",
             "verbosity",
@@ -210,7 +204,7 @@ mod tests {
         assert_eq!(
             request.spec,
             TurnSpec {
-                temperature: 1.0,
+                temperature: Some(1.0),
                 sampling: Sampling { top_p: Some(1.0), ..Sampling::default() },
                 ..TurnSpec::least("m", u32::MAX)
             }
@@ -245,7 +239,7 @@ mod tests {
                 ..TurnSpec::least("Llama3", 5)
             }
         );
-        assert!(request.spec.temperature.is_sign_positive());
+        assert!(request.spec.temperature.is_some_and(f64::is_sign_positive));
         assert!(request.stream && request.include_usage);
     }
 
@@ -263,6 +257,7 @@ mod tests {
             ("audio", json!({}), "unsupported_parameter"),
             ("functions", json!([]), "unsupported_parameter"),
             ("prediction", json!({}), "unsupported_parameter"),
+            ("prompt_cache_options", json!({}), "unsupported_parameter"),
             ("verbosity", json!("low"), "unsupported_parameter"),
             ("web_search_options", json!({}), "unsupported_parameter"),
             ("reasoning_effort", json!("minimal"), "unsupported_value"),
@@ -354,6 +349,13 @@ mod tests {
                 "unsupported_parameter",
             ),
             (
+                json!([{"role": "assistant", "tool_calls": [{"id": "c", "type": "function",
+                    "function": {"name": "f", "arguments": "{}"}}]},
+                    {"role": "tool", "content": "x", "tool_call_id": "c", "name": "g"}]),
+                "messages[1].name",
+                "invalid_value",
+            ),
+            (
                 json!([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
                 "messages[0].content[0].type",
                 "unsupported_value",
@@ -421,7 +423,7 @@ mod tests {
         let messages = json!([
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": null, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+            {"role": "tool", "tool_call_id": "c1", "content": "sunny", "name": "weather"},
         ]);
         let Messages { before, question, images: _ } =
             read(&with("messages", messages)).expect("valid").messages;

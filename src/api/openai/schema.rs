@@ -156,6 +156,7 @@ fn message() -> Value {
             "role": role(&["tool"]), "content": content(),
             "tool_call_id": {"type": "string",
                 "description": "The id of a call in an earlier message"},
+            "name": {"type": ["string", "null"], "description": "The function of that call"},
         }),
     );
     json!({"oneOf": [
@@ -189,7 +190,7 @@ fn tool() -> Value {
             "name": {"type": "string", "pattern": NAME_PATTERN},
             "description": {"type": ["string", "null"]},
             "parameters": {"type": ["object", "null"]},
-            "strict": only(&[json!(false)]),
+            "strict": {"type": ["boolean", "null"]},
         }),
     );
     object(
@@ -234,7 +235,7 @@ fn request() -> Value {
             "response_format": response_format(),
             "tools": {"type": ["array", "null"], "maxItems": 128, "items": tool()},
             "tool_choice": only(&["auto", "none"].map(Value::from)),
-            "parallel_tool_calls": only(&[json!(true)]),
+            "parallel_tool_calls": {"type": ["boolean", "null"]},
             "n": only(&[json!(1)]),
             "logprobs": only(&[json!(false)]),
             "store": only(&[json!(false)]),

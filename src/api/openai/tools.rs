@@ -6,6 +6,7 @@ use super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
 use crate::api::answer_rules::{self, FORMAT_BYTES, NAME_CHARACTERS, TOOLS, TOOLS_BYTES, is_name};
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::raw_value;
+use crate::json_schema;
 use crate::session::model::AnswerRules;
 
 /// Reads the format and the tools of a request, whose whole text is `body`.
@@ -14,8 +15,9 @@ use crate::session::model::AnswerRules;
 /// The first parameter that is not valid.
 pub fn rules(params: &mut Params<'_>, body: &[u8]) -> Result<AnswerRules, FieldError> {
     let format = format(params, body)?;
-    let tools = tools(params, body)?;
-    Ok(AnswerRules { format, tools })
+    let (tools, strict_calls) = tools(params, body)?;
+    let single_call = is_single_call(params)? && tools.is_some();
+    Ok(AnswerRules { format, tools, strict_calls, single_call })
 }
 
 /// Reads the format of the answer, as the model host takes it.
@@ -50,35 +52,73 @@ fn format(params: &mut Params<'_>, body: &[u8]) -> Result<Option<String>, FieldE
     Ok(chosen)
 }
 
-/// Reads the tools that the model may call; none where it may call none of them.
-fn tools(params: &mut Params<'_>, body: &[u8]) -> Result<Option<String>, FieldError> {
+/// Reads the tools that the model may call, and whether any of them is strict; none where it may call
+/// none of them.
+fn tools(params: &mut Params<'_>, body: &[u8]) -> Result<(Option<String>, bool), FieldError> {
     let list = params.list("tools")?.unwrap_or_default();
     if list.len() > TOOLS {
         let msg = format!("must have at most {TOOLS} tools");
         return Err(params.refuse("tools", INVALID_VALUE, msg));
     }
+    let mut any_strict = false;
     for (at, tool) in list.iter().enumerate() {
-        check_tool(tool, &format!("tools[{at}]"))?;
+        any_strict |= check_tool(tool, &format!("tools[{at}]"))?;
     }
-    params.only("parallel_tool_calls", "true", |value| *value == true)?;
-    let may_call = match params.value("tool_choice") {
-        None => true,
-        Some(choice) if *choice == "auto" => true,
-        Some(choice) if *choice == "none" => false,
-        Some(_) => {
-            let msg = "is supported as auto and none: a model cannot be made to call a tool";
-            return Err(params.refuse("tool_choice", UNSUPPORTED_VALUE, msg));
-        }
-    };
+    let may_call = may_call(params)?;
     match params.value("tools") {
         Some(tools) if !list.is_empty() && may_call => {
-            bounded(raw_value(body, &["tools"]), tools, TOOLS_BYTES, "tools").map(Some)
+            let text = bounded(raw_value(body, &["tools"]), tools, TOOLS_BYTES, "tools")?;
+            Ok((Some(text), any_strict))
         }
-        _ => Ok(None),
+        _ => Ok((None, false)),
     }
 }
 
-fn check_tool(value: &Value, path: &str) -> Result<(), FieldError> {
+/// Reads whether the model may call tools.
+///
+/// # Errors
+/// Where it has to call one: the model hosts cannot make it.
+pub fn may_call(params: &mut Params<'_>) -> Result<bool, FieldError> {
+    match params.value("tool_choice") {
+        None => Ok(true),
+        Some(choice) if *choice == "auto" => Ok(true),
+        Some(choice) if *choice == "none" => Ok(false),
+        Some(_) => {
+            let msg = "is supported as auto and none: the model hosts cannot make a model call a tool, or \
+                one of several; send only the tools that it may call";
+            Err(params.refuse("tool_choice", UNSUPPORTED_VALUE, msg))
+        }
+    }
+}
+
+/// Reads whether an answer may have one call of a tool only.
+///
+/// # Errors
+/// Where it is of another type.
+pub fn is_single_call(params: &mut Params<'_>) -> Result<bool, FieldError> {
+    Ok(params.flag("parallel_tool_calls")? == Some(false))
+}
+
+/// Reads whether the calls of a function have to obey its schema, which then has to be one whose every
+/// keyword is checked.
+///
+/// # Errors
+/// Where it is of another type, or the schema has a keyword that is not checked.
+pub fn strictness(function: &mut Params<'_>) -> Result<bool, FieldError> {
+    if function.flag("strict")? != Some(true) {
+        return Ok(false);
+    }
+    if let Some(schema) = function.value("parameters") {
+        json_schema::check(schema).map_err(|fault| {
+            let msg = format!("{fault}; leave strict out");
+            function.refuse("parameters", UNSUPPORTED_VALUE, msg)
+        })?;
+    }
+    Ok(true)
+}
+
+/// Checks a tool, and returns whether it is strict.
+fn check_tool(value: &Value, path: &str) -> Result<bool, FieldError> {
     let mut tool = Params::of_value(value, path)?;
     if tool.required_text("type")? != "function" {
         return Err(tool.refuse("type", UNSUPPORTED_VALUE, "is supported as function"));
@@ -92,8 +132,9 @@ fn check_tool(value: &Value, path: &str) -> Result<(), FieldError> {
     if let Some(parameters) = function.value("parameters") {
         Params::of_value(parameters, &function.path_of("parameters"))?;
     }
-    function.only("strict", "false", |value| *value == false)?;
-    function.finish()
+    let is_strict = strictness(&mut function)?;
+    function.finish()?;
+    Ok(is_strict)
 }
 
 /// Checks the name of a tool or a schema.
@@ -157,7 +198,18 @@ mod tests {
         let with = |more: &str| read(&format!(r#"{{"tools": {tools}{more}}}"#));
         assert_eq!(with("").expect("valid").tools.as_deref(), Some(tools));
         assert!(with(r#", "tool_choice": "auto", "parallel_tool_calls": true"#).is_ok());
-        assert_eq!(with(r#", "tool_choice": "none""#).expect("valid").tools, None);
+        let none = with(r#", "tool_choice": "none", "parallel_tool_calls": false"#).expect("valid");
+        assert_eq!(none, AnswerRules::default());
+        let single = with(r#", "parallel_tool_calls": false"#).expect("valid");
+        assert!(single.single_call && !single.strict_calls);
+        let strict = read(&format!(
+            r#"{{"tools": {}}}"#,
+            tools
+                .replacen("\"name\"", "\"strict\":true,\"name\"", 1)
+                .replace(r#"{"z":1,"a":2}"#, r#"{"type":"object"}"#)
+        ))
+        .expect("valid");
+        assert!(strict.strict_calls && !strict.single_call);
         assert_eq!(read(r#"{"tools": []}"#).expect("valid").tools, None);
     }
 
@@ -186,8 +238,13 @@ mod tests {
             (json!({"tools": [{"type": "custom"}]}), "tools[0].type", "unsupported_value"),
             (tool(json!({})), "tools[0].function.name", "missing_required_parameter"),
             (
-                tool(json!({"name": "f", "strict": true})),
+                tool(json!({"name": "f", "strict": "yes"})),
                 "tools[0].function.strict",
+                "invalid_type",
+            ),
+            (
+                tool(json!({"name": "f", "strict": true, "parameters": {"pattern": "a"}})),
+                "tools[0].function.parameters",
                 "unsupported_value",
             ),
             (
@@ -197,7 +254,12 @@ mod tests {
             ),
             (tool(json!({"name": "f", "x": 1})), "tools[0].function.x", "unknown_parameter"),
             (json!({"tool_choice": "required"}), "tool_choice", "unsupported_value"),
-            (json!({"parallel_tool_calls": false}), "parallel_tool_calls", "unsupported_value"),
+            (
+                json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+                "tool_choice",
+                "unsupported_value",
+            ),
+            (json!({"parallel_tool_calls": "no"}), "parallel_tool_calls", "invalid_type"),
         ] {
             assert_eq!(read(&request.to_string()), Err((path.to_owned(), kind)), "{request}");
         }

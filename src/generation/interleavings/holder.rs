@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use chrono::Utc;
 use tokio::time::Instant;
 
 use super::Fate;
 use crate::generation::writer::make_call;
 use crate::generation::writer_state::{Reply, WriterCall, WriterState};
-use crate::session::model::{ContextReport, rfc3339};
+use crate::samples;
 use crate::session::reasoning::Shape;
-use crate::session::store::{Turn, Written, message};
-use crate::session::{Control, FinishReason, Message, Role, Status, Store, Tag, Usage};
+use crate::session::store::{Turn, Written};
+use crate::session::{Control, Message, Store, Tag};
 
 /// Characters of an answer.
 pub(super) const ANSWER: usize = 40;
@@ -51,26 +50,8 @@ impl Holder {
         reasons: bool,
     ) -> Self {
         let reasoning = if reasons { REASONING } else { 0 };
-        let now = Utc::now();
-        let header = Message {
-            generation_id: Some(turn.generation),
-            model: Some(turn.spec.model.clone()),
-            status: Some(Status::Complete),
-            finish_reason: Some(FinishReason::Stop),
-            usage: Some(Usage::default()),
-            context: Some(ContextReport::default()),
-            ..message(Role::Assistant, now)
-        };
-        let ended = Control::Ended {
-            timestamp: rfc3339(&now),
-            model: turn.spec.model.clone(),
-            finish_reason: FinishReason::Stop,
-            usage: Usage::default(),
-            context: ContextReport::default(),
-            continued: Vec::new(),
-            tool_calls: Vec::new(),
-        };
-        let events = vec![(Tag::random(), Control::Done {}), (Tag::random(), ended)];
+        let (header, events) = samples::whole_answer(&turn);
+        let events = events.to_vec();
         let (stopped, ending, finished) = (false, false, false);
         let (end, has_ended, claims) = ((header, events), false, 0);
         Self {

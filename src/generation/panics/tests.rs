@@ -14,9 +14,10 @@ use crate::budget::StorageLimits;
 use crate::config::LimitSettings;
 use crate::limits::{LimitKind, RateLimits, RequestKind, Subject};
 use crate::membership::MembershipStore;
-use crate::ollama::{Fleet, FleetConfig, HostConfig};
+use crate::ollama::Fleet;
 use crate::queue::{Queue, QueueLimits, QueueStore};
 use crate::redis::{Redis, RedisOptions, migrations};
+use crate::samples;
 use crate::session::model::User;
 use crate::session::store::{BUCKETS, IdempotencyKey, NewTurn, SessionLimits};
 use crate::session::{
@@ -91,16 +92,7 @@ impl Replica {
         let queue = QueueStore::new(redis.clone(), name.clone(), limits);
         let store = Store::new(redis.clone(), name.clone(), SessionLimits::default());
         let feeds = Feeds::start(&redis, store.clone()).expect("feeds");
-        let fleet = Fleet::new(FleetConfig {
-            hosts: vec![HostConfig { url: host.url.parse().expect("a URL"), slots: 1 }],
-            connect_timeout: Duration::from_secs(2),
-            first_token_timeout: Duration::from_secs(20),
-            token_gap_timeout: Duration::from_secs(20),
-            keep_alive: "5m".to_owned(),
-            authorization: None,
-            tls: TlsOptions::default(),
-        })
-        .expect("a fleet");
+        let fleet = Fleet::new(samples::hosts(&[&host.url], 1, LIMIT)).expect("a fleet");
         let reports = fleet.clone();
         let queue = Queue::start(&redis, queue, move || host_reports(&reports)).expect("a queue");
         let membership = MembershipStore::new(redis.clone(), name);
@@ -209,7 +201,7 @@ async fn a_turn_that_is_accepted_after_its_client_got_an_error_uses_its_permit_u
     let limits = &world.generations.limits;
     let subject = Subject { owner: alice(), key: None, source: Source::default() };
     let subject = Arc::new(subject);
-    let admission = limits.admit(&subject, RequestKind::Turn, false).await;
+    let admission = limits.admit(&subject, RequestKind::Turn, None).await;
     let mut permit = admission.map_err(|refusal| refusal.to_string()).expect("a turn").turn;
     assert!(permit.is_some());
     let used = async || {

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
 use axum::http::HeaderMap;
@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::session::Owner;
 use crate::sign_in::{Identity, Validity};
 use crate::source::{Source, SourceKey};
+use crate::telemetry::metric;
 
 /// The caller as the owner of its sessions. The middleware has checked its token.
 pub struct Caller(pub Owner);
@@ -56,6 +57,31 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
+    /// Returns whether a request has an X-Forwarded-For that is not believed.
+    pub fn is_untrusted_forward(&self, peer: IpAddr, headers: &HeaderMap) -> bool {
+        headers.contains_key("x-forwarded-for") && !self.has(peer.to_canonical())
+    }
+
+    /// Counts a request whose X-Forwarded-For is not believed, and warns of the first one: where a proxy
+    /// is missing in the setting, all its clients have the limits of one.
+    pub fn note_untrusted_forward(&self, peer: IpAddr, headers: &HeaderMap) {
+        static WARNING: Once = Once::new();
+        if !self.is_untrusted_forward(peer, headers) {
+            return;
+        }
+        metrics::counter!(metric::UNTRUSTED_FORWARDS_TOTAL).increment(1);
+        WARNING.call_once(|| {
+            // A proxy is in a network of one's own; the address of a client is in no log.
+            let peer = peer.to_canonical();
+            let proxy = if is_private(peer) { peer.to_string() } else { "public".to_owned() };
+            tracing::warn!(
+                proxy,
+                "X-Forwarded-For of an untrusted address ignored; \
+                 if it is a proxy of yours, add its network to JARVIS_TRUSTED_PROXIES"
+            );
+        });
+    }
+
     /// Returns the address of the client: the connection's, or, where that is a trusted proxy's, the
     /// nearest address in X-Forwarded-For that is no trusted proxy's. An entry that is no address
     /// ends the search.
@@ -78,6 +104,14 @@ impl TrustedProxies {
             }
         }
         ClientAddress { address, is_forwarded }
+    }
+}
+
+/// Returns whether an address is of a private network, or of this machine.
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_private() || address.is_loopback(),
+        IpAddr::V6(address) => address.is_unique_local() || address.is_loopback(),
     }
 }
 
@@ -175,6 +209,40 @@ mod tests {
             (&[], "::ffff:127.0.0.1", &["192.0.2.1"]),
         ] {
             assert!(!sources(trusted, peer, forwarded).is_limited(), "{peer} {forwarded:?}");
+        }
+    }
+
+    #[test]
+    fn a_forwarded_request_of_an_untrusted_address_is_noticed() {
+        let networks = ["10.0.0.0/8"].iter().map(|network| network.parse().expect("a network"));
+        let proxies = TrustedProxies(networks.collect());
+        let mut forwarded = HeaderMap::new();
+        forwarded.insert("x-forwarded-for", "192.0.2.1".parse().expect("a value"));
+        let noticed = |peer: &str, headers: &HeaderMap| {
+            proxies.is_untrusted_forward(peer.parse().expect("an address"), headers)
+        };
+        assert!(noticed("192.168.1.1", &forwarded) && noticed("172.16.0.1", &forwarded));
+        assert!(!noticed("10.1.2.3", &forwarded) && !noticed("::ffff:10.1.2.3", &forwarded));
+        assert!(!noticed("192.168.1.1", &HeaderMap::new()));
+        for (address, expected) in [("172.16.0.1", true), ("fd00::1", true), ("192.0.2.1", false)] {
+            assert_eq!(is_private(address.parse().expect("an address")), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn each_private_network_is_trusted_by_the_components_whose_edge_overwrites_the_header() {
+        for component in ["ingress", "nginx"] {
+            let file = format!("k8s/components/{component}/kustomization.yaml");
+            let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(root.join(file)).expect("a file");
+            let setting =
+                text.lines().find_map(|it| it.trim().strip_prefix("- JARVIS_TRUSTED_PROXIES="));
+            let trusted: Vec<_> = setting.expect("a setting").split(',').collect();
+            for pod in ["10.244.0.7", "172.20.3.4", "192.168.9.9", "100.64.1.1", "fd00::7"] {
+                assert_eq!(client(&trusted, pod, &[b"203.0.113.9"]), "203.0.113.9", "{component}");
+                // The edge writes one entry, which may itself be of a private network.
+                assert_eq!(client(&trusted, pod, &[b"192.168.1.5"]), "192.168.1.5", "{component}");
+            }
         }
     }
 

@@ -1,10 +1,10 @@
 //! Takes what a request costs from the limits of its caller, before the body is read, and tells in
 //! the response what is left.
 
-use std::sync::atomic::Ordering;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::{FromRef, FromRequestParts, Request, State};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -60,6 +60,9 @@ pub(super) async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
+    if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
+        layer.proxies.note_untrusted_forward(peer.ip(), request.headers());
+    }
     if is_public(request.uri().path()) {
         // Open metrics take a request of their address themselves.
         return with_headers(next.run(request).await, Vec::new());
@@ -69,12 +72,13 @@ pub(super) async fn check(
         return Problem::store_unavailable().into_response();
     }
     let kind = (layer.rules.kind)(request.method(), request.uri().path());
-    // A repeat of a turn that was accepted is answered also where no turn is left.
-    let may_repeat = request.headers().contains_key("idempotency-key");
+    // A repeat of a turn that was accepted is answered also where no turn and no request is left.
+    let key = request.headers().get("idempotency-key").and_then(|key| key.to_str().ok());
+    let key = key.map(str::to_owned);
     let subject = Arc::new(subject(&request, source));
     // Boxed: this future exists for as long as the request does, and the call to Redis is large.
     let Admission { standings, turn, socket } =
-        match Box::pin(layer.limits.admit(&subject, kind, may_repeat)).await {
+        match Box::pin(layer.limits.admit(&subject, kind, key.as_deref())).await {
             Ok(admission) => admission,
             Err(refusal) => {
                 return with_headers(Problem::limited(&refusal).into_response(), Vec::new());
@@ -89,8 +93,8 @@ pub(super) async fn check(
     // What no handler took, because an extractor before it refused the request, is given back.
     drop(admitted.with(std::mem::take));
     let standings = match given_back {
-        Some(flag) if flag.load(Ordering::Relaxed) => Admission::after_giving_back(standings),
-        _ => standings,
+        Some(given_back) => given_back.apply(standings),
+        None => standings,
     };
     with_headers(response, standings)
 }

@@ -10,6 +10,7 @@ import json
 import sys
 from typing import Any
 
+import openai as openai_package
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_ollama import ChatOllama, OllamaEmbeddings
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -79,6 +80,36 @@ def openai_tools(url: str) -> None:
     calls(openai(url))
 
 
+def refused(param: str, call: Any) -> None:
+    try:
+        call()
+    except openai_package.BadRequestError as error:
+        assert error.param == param, repr(error)
+        return
+    raise AssertionError(f"not refused: {param}")
+
+
+def openai_choices(url: str) -> None:
+    """What the package sends of its user's choices about tools and authors."""
+    chat = openai(url)
+    strict = chat.bind_tools([weather], strict=True)
+    assert strict.invoke("[[call=weather]] how is it?").tool_calls[0]["args"] == {"city": "word"}
+    try:
+        strict.invoke("[[call=weather wrong]] how is it?")
+    except openai_package.InternalServerError as error:
+        assert (error.status_code, error.code) == (502, "tool_call_invalid"), repr(error)
+    else:
+        raise AssertionError("a wrong call was delivered")
+    twice = "[[call=weather]] and [[call=weather]]"
+    for parallel, count in [(True, 2), (False, 1)]:
+        bound = chat.bind_tools([weather], parallel_tool_calls=parallel)
+        assert len(bound.invoke(twice).tool_calls) == count
+    refused("tool_choice", lambda: chat.bind_tools([weather], tool_choice="any").invoke("hi"))
+    called = chat.with_structured_output(City, method="function_calling")
+    refused("tool_choice", lambda: called.invoke("a city"))
+    refused("messages[0].name", lambda: chat.invoke([HumanMessage("hi", name="ada")]))
+
+
 def openai_structured(url: str) -> None:
     structured(openai(url))
 
@@ -105,7 +136,7 @@ def ollama_embeddings(url: str) -> None:
     embeds(OllamaEmbeddings(model=MODEL, base_url=url))
 
 
-CHECKS = [openai_chat, openai_tools, openai_structured, openai_embeddings,
+CHECKS = [openai_chat, openai_tools, openai_choices, openai_structured, openai_embeddings,
           ollama_chat, ollama_tools, ollama_structured, ollama_embeddings]
 for check in CHECKS:
     for replica in sys.argv[1:]:

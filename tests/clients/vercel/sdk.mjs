@@ -50,6 +50,22 @@ async function tools(url) {
   assert.ok(text);
 }
 
+async function choices(url) {
+  const inputSchema = jsonSchema({
+    type: "object", properties: { city: { type: "string" } }, required: ["city"],
+    additionalProperties: false,
+  });
+  const weather = tool({ description: "The weather", inputSchema, strict: true });
+  const asked = { model: provider(url)(MODEL), tools: { weather }, maxRetries: 0 };
+  const { toolCalls } = await generateText({ ...asked, prompt: "[[call=weather]] how is it?" });
+  assert.deepEqual(toolCalls.map((call) => call.input), [{ city: "word" }]);
+  const wrong = generateText({ ...asked, prompt: "[[call=weather wrong]] how is it?" });
+  await assert.rejects(wrong, { statusCode: 502 });
+  for (const toolChoice of ["required", { type: "tool", toolName: "weather" }]) {
+    await assert.rejects(generateText({ ...asked, prompt: "hi", toolChoice }), { statusCode: 400 });
+  }
+}
+
 async function structured(url) {
   const schema = jsonSchema({
     type: "object", properties: { name: { type: "string" }, people: { type: "integer" } },
@@ -74,7 +90,7 @@ async function errors(url) {
   await assert.rejects(asked, { statusCode: 404 });
 }
 
-for (const check of [whole, streamed, tools, structured, embedded, errors]) {
+for (const check of [whole, streamed, tools, choices, structured, embedded, errors]) {
   for (const url of urls) await check(url);
   console.log(JSON.stringify({ check: check.name }));
 }

@@ -20,6 +20,9 @@ use resources::Resources;
 /// The oldest version of Kubernetes that is supported, and the newest whose schemas are known.
 const VERSIONS: [&str; 2] = ["1.30", "1.37"];
 const SECRETS: &str = "k8s/components/redis/written-by-deploy-secrets.sh";
+const TLS: &str = "k8s/components/redis-tls/written-by-deploy-redis-tls.sh";
+/// What is applied apart from the wholes, and deleted apart.
+const GUARD: &str = "k8s/guard";
 /// Reads the YAML documents of a file in the virtual environment, and the data of Secrets as text.
 const AS_JSON: &str = "import base64, json, sys, yaml\n\
     documents = [d for d in yaml.safe_load_all(open(sys.argv[1])) if d]\n\
@@ -68,6 +71,14 @@ pub fn check() -> anyhow::Result<Outcome> {
         }
         files.push(file);
     }
+    let (code, rendered) = render(GUARD)?;
+    if code == 0 && rendered.contains("ValidatingAdmissionPolicyBinding") {
+        let file = root.join("k8s-guard.yaml");
+        fs::write(&file, rendered)?;
+        files.push(file);
+    } else {
+        complaints.push(format!("{GUARD} cannot be rendered: {rendered}"));
+    }
     for version in VERSIONS {
         // It warns of every kind that it has no schema for: those are in the text of the outcome.
         let validate = ["-m", "kubernetes_validate", "--strict", "--quiet", "--no-warn", "-k"];
@@ -109,18 +120,26 @@ fn copy() -> anyhow::Result<PathBuf> {
 /// Writes the secrets as an operator does, and checks that git ignores them and that a second run
 /// changes nothing.
 fn write_secrets(root: &Path, complaints: &mut Vec<String>) -> anyhow::Result<()> {
-    let script = root.join("deploy/secrets.sh");
-    let files =
-        [format!("{SECRETS}/users.acl"), format!("{SECRETS}/jarvis.env"), ".env".to_owned()];
+    let files = [
+        format!("{SECRETS}/users.acl"),
+        format!("{SECRETS}/jarvis.env"),
+        ".env".to_owned(),
+        format!("{TLS}/tls.crt"),
+        format!("{TLS}/tls.key"),
+        format!("{TLS}/jarvis.env"),
+        "k8s/components/redis-ca/ca.crt".to_owned(),
+    ];
     let mut contents: Vec<Vec<String>> = Vec::new();
     for _ in 0..2 {
-        let (code, said) = run("sh", [&script]).arg(root).read()?;
-        ensure!(code == 0, "deploy/secrets.sh fails:\n{said}");
+        for script in ["deploy/secrets.sh", "deploy/redis-tls.sh"] {
+            let (code, said) = run("sh", [root.join(script)]).arg(root).read()?;
+            ensure!(code == 0, "{script} fails:\n{said}");
+        }
         let read = files.iter().map(|file| fs::read_to_string(root.join(file)));
-        contents.push(read.collect::<Result<_, _>>().context("deploy/secrets.sh")?);
+        contents.push(read.collect::<Result<_, _>>().context("the files of secrets")?);
     }
     if contents.first() != contents.last() {
-        complaints.push("deploy/secrets.sh changes secrets that exist".into());
+        complaints.push("deploy/secrets.sh or redis-tls.sh changes secrets that exist".into());
     }
     let mut ignored = files.to_vec();
     for entry in fs::read_dir(root.join("k8s/components"))? {

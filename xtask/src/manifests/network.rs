@@ -12,7 +12,10 @@ const NAMESPACE: &str = "kubernetes.io/metadata.name";
 const PORT: u64 = 10200;
 const ADMIN_PORT: u64 = 10201;
 /// The settings that hold addresses which a replica connects to.
-const URLS: [&str; 3] = ["JARVIS_REDIS_URL", "JARVIS_OLLAMA_URLS", "JARVIS_OTLP_URL"];
+const URLS: [&str; 4] =
+    ["JARVIS_REDIS_URL", "JARVIS_OLLAMA_URLS", "JARVIS_OTLP_URL", "JARVIS_JWKS_URL"];
+/// Those of them that need not be set.
+const OPTIONAL: [&str; 2] = ["JARVIS_OTLP_URL", "JARVIS_JWKS_URL"];
 
 /// An address that a replica connects to.
 #[derive(Debug, PartialEq)]
@@ -27,7 +30,7 @@ pub fn check(resources: &Resources) -> Vec<String> {
     let mut peers = Vec::new();
     for url in URLS {
         let value = resources.variable(url);
-        if value.is_none() && url != "JARVIS_OTLP_URL" {
+        if value.is_none() && !OPTIONAL.contains(&url) {
             wrong.push(format!("{url} is not set"));
         }
         peers.extend(addresses(value.unwrap_or_default()));
@@ -147,7 +150,9 @@ fn reaches(resources: &Resources, rule: &Value, peer: &Peer) -> bool {
             return at(to, "/ipBlock/cidr").as_str().is_some_and(|cidr| contains(cidr, address));
         }
         if let Some(namespace) = namespace {
-            return at(to, "/namespaceSelector/matchLabels")[NAMESPACE] == namespace;
+            // A name of the internet has no namespace, and any address that is not private.
+            return at(to, "/namespaceSelector/matchLabels")[NAMESPACE] == namespace
+                || is_internet(at(to, "/ipBlock"));
         }
         let service = resources.find("Service", service);
         service.is_some_and(|service| is_pod(to, at(service, "/spec/selector")))
@@ -176,6 +181,13 @@ fn admits_port(resources: &Resources, rule: &Value, labels: &Value, port: u64) -
     list(&rule["ports"]).iter().any(is_it)
 }
 
+/// Returns whether a block is every address but those of private networks.
+fn is_internet(block: &Value) -> bool {
+    let excepts = |network: &&str| list(&block["except"]).iter().any(|it| it == network);
+    block["cidr"] == "0.0.0.0/0"
+        && ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"].iter().all(excepts)
+}
+
 fn contains(cidr: &str, address: Ipv4Addr) -> bool {
     let Some((network, bits)) = cidr.split_once('/') else { return false };
     let (Ok(network), Ok(bits)) = (network.parse::<Ipv4Addr>(), bits.parse::<u32>()) else {
@@ -189,18 +201,29 @@ fn contains(cidr: &str, address: Ipv4Addr) -> bool {
 fn addresses(setting: &str) -> Vec<Peer> {
     let mut peers = Vec::new();
     for url in setting.split(',').filter(|url| !url.is_empty()) {
-        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
         let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
         let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
         let nodes = query.split('&').filter_map(|part| part.strip_prefix("node="));
         for node in std::iter::once(authority).chain(nodes) {
             let node = node.split(['/', ';']).next().unwrap_or_default();
-            if let Some((host, port)) = node.rsplit_once(':') {
-                peers.push(Peer { host: host.to_owned(), port: port.parse().unwrap_or_default() });
-            }
+            let (host, port) = match node.rsplit_once(':') {
+                Some((host, port)) => (host, port.parse().unwrap_or_default()),
+                None => (node, default_port(scheme)),
+            };
+            peers.push(Peer { host: host.to_owned(), port });
         }
     }
     peers
+}
+
+/// Returns the port of a URL that names none.
+fn default_port(scheme: &str) -> u64 {
+    match scheme {
+        "https" => 443,
+        "http" => 80,
+        _ => 6379,
+    }
 }
 
 #[cfg(test)]
@@ -218,6 +241,32 @@ mod tests {
             hosts("redis-sentinel://u:p@h:1?node=i:2&sentinelServiceName=m"),
             ["h:1", "i:2"]
         );
+        assert_eq!(hosts("https://issuer.example.com/keys"), ["issuer.example.com:443"]);
+        assert_eq!(hosts("http://a/x,rediss://b"), ["a:80", "b:6379"]);
+        assert!(hosts("").is_empty());
+    }
+
+    #[test]
+    fn an_issuer_needs_a_policy_that_reaches_the_internet_and_no_private_network() {
+        let wrong = |block: Value, port: u64| {
+            let map = json!({"kind": "ConfigMap", "metadata": {"name": "jarvis"}, "data": {
+                "JARVIS_JWKS_URL": "https://issuer.example.com/keys"}});
+            let pods = json!({"matchLabels": {JARVIS: "jarvis"}});
+            let egress = json!([{"to": [{"ipBlock": block}], "ports": [{"port": port}]}]);
+            let policy = json!({"kind": "NetworkPolicy", "metadata": {"name": "jarvis-to-issuer"},
+                "spec": {"podSelector": pods, "policyTypes": ["Egress"], "egress": egress}});
+            let wrong = check(&Resources::new(vec![map, policy]));
+            wrong
+                .into_iter()
+                .filter(|it| it.contains("issuer") || it.contains("no setting"))
+                .count()
+        };
+        let private = json!(["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"]);
+        let internet = json!({"cidr": "0.0.0.0/0", "except": private});
+        // The policy is of no pods here, which is said in any case.
+        assert_eq!(wrong(internet.clone(), 443), 1);
+        assert_eq!(wrong(internet, 80), 3);
+        assert_eq!(wrong(json!({"cidr": "0.0.0.0/0"}), 443), 3);
     }
 
     #[test]

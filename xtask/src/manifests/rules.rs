@@ -16,6 +16,10 @@ const AFTER_DRAIN: u64 = 5;
 /// CPU that is left for pods on a minikube with 2 CPUs, in thousandths.
 const LOCAL_MILLI_CPU: u64 = 1000;
 
+/// Networks in which clients of a gateway may have addresses.
+const PRIVATE: [&str; 5] =
+    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
+
 /// The names that the code knows, as its own checked documents list them.
 pub struct Known {
     /// The environment variables of a replica.
@@ -91,6 +95,9 @@ pub fn check(resources: &Resources, known: &Known) -> Vec<String> {
     let mut wrong = Vec::new();
     selectors(resources, &mut wrong);
     balancers(resources, &mut wrong);
+    proxies(resources, &mut wrong);
+    files(resources, &mut wrong);
+    guards(resources, &mut wrong);
     variables(resources, known, &mut wrong);
     scaling(resources, &mut wrong);
     paths(resources, known, &mut wrong);
@@ -161,6 +168,72 @@ fn balancers(resources: &Resources, wrong: &mut Vec<String>) {
                 "the service {} hides its clients' addresses: set externalTrafficPolicy to Local",
                 name(service)
             ));
+        }
+    }
+}
+
+/// Checks that replicas believe the addresses that their edge names: of a gateway, which appends to what
+/// its client sent, no network in which clients may be.
+fn proxies(resources: &Resources, wrong: &mut Vec<String>) {
+    let has_gateway = resources.of("HTTPRoute").next().is_some();
+    let has_edge = has_gateway
+        || resources.of("Ingress").next().is_some()
+        || resources.find("Deployment", "nginx").is_some();
+    let trusted = resources.variable("JARVIS_TRUSTED_PROXIES").unwrap_or_default();
+    if has_edge && trusted.is_empty() {
+        wrong.push("no proxy is trusted, so all clients have the limits of one".into());
+    }
+    let is_wide = |network: &&str| PRIVATE.contains(network) || network.ends_with("/0");
+    if let Some(wide) = trusted.split(',').find(is_wide).filter(|_| has_gateway) {
+        wrong.push(format!("behind a gateway {wide} is trusted, in which clients may be"));
+    }
+}
+
+/// Checks that each file that a setting names is mounted into the container that reads the setting.
+fn files(resources: &Resources, wrong: &mut Vec<String>) {
+    let settings = resources.of("ConfigMap").flat_map(|map| {
+        let data = map["data"].as_object().into_iter().flatten();
+        data.filter(|(key, _)| key.ends_with("_FILE")).map(move |(key, file)| (map, key, file))
+    });
+    for (map, key, file) in settings {
+        let file = file.as_str().unwrap_or_default();
+        for workload in resources.workloads() {
+            let reads = |container: &&Value| {
+                list(&container["envFrom"])
+                    .iter()
+                    .any(|from| *at(from, "/configMapRef/name") == *name(map))
+            };
+            for container in workload.containers().into_iter().filter(reads) {
+                let mounts = list(&container["volumeMounts"]).iter();
+                let is_there = mounts.filter_map(|mount| {
+                    let path = mount["mountPath"].as_str()?.trim_end_matches('/');
+                    let below = file.strip_prefix(path)?.strip_prefix('/')?;
+                    Some(has_file(resources, &workload, &mount["name"], below))
+                });
+                if !is_there.into_iter().any(|is_there| is_there) {
+                    wrong.push(format!("{key} is {file}, which is not mounted"));
+                }
+            }
+        }
+    }
+}
+
+/// Returns whether a volume has a file, as far as its content is known here.
+fn has_file(resources: &Resources, workload: &Workload<'_>, volume: &Value, file: &str) -> bool {
+    let volumes = list(&workload.pod["volumes"]);
+    let Some(volume) = volumes.iter().find(|it| it["name"] == *volume) else { return false };
+    let sources = [("ConfigMap", "/configMap/name"), ("Secret", "/secret/secretName")];
+    let known = sources
+        .iter()
+        .find_map(|(kind, pointer)| Some(resources.find(kind, at(volume, pointer).as_str()?)));
+    known.is_none_or(|map| map.is_some_and(|map| !map["data"][file].is_null()))
+}
+
+/// Checks that nothing which guards the namespace is deleted with the rest.
+fn guards(resources: &Resources, wrong: &mut Vec<String>) {
+    for kind in ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] {
+        for guard in resources.of(kind) {
+            wrong.push(format!("the guard {} would be deleted with what it guards", name(guard)));
         }
     }
 }
@@ -398,6 +471,47 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_file_of_a_setting_that_is_not_mounted_is_named() {
+        let wrong = |mount: Value, secret: Value| {
+            let map = json!({"kind": "ConfigMap", "metadata": {"name": "jarvis"},
+                "data": {"JARVIS_REDIS_CA_FILE": "/etc/jarvis/redis-ca/ca.crt"}});
+            let pod = json!({
+                "containers": [{"envFrom": [{"configMapRef": {"name": "jarvis"}}],
+                    "volumeMounts": [mount]}],
+                "volumes": [{"name": "redis-ca", "secret": {"secretName": "redis-ca"}}]});
+            let deployment = json!({"kind": "Deployment", "metadata": {"name": "jarvis"},
+                "spec": {"template": {"spec": pod}}});
+            let secret =
+                json!({"kind": "Secret", "metadata": {"name": "redis-ca"}, "data": secret});
+            let mut wrong = Vec::new();
+            files(&Resources::new(vec![map, deployment, secret]), &mut wrong);
+            wrong
+        };
+        let mount = |path: &str| json!({"name": "redis-ca", "mountPath": path});
+        let authority = json!({"ca.crt": "x"});
+        assert!(wrong(mount("/etc/jarvis/redis-ca"), authority.clone()).is_empty());
+        for path in ["/etc/jarvis/other", "/etc/jarvis/redis", "/tmp"] {
+            assert_eq!(wrong(mount(path), authority.clone()).len(), 1, "{path}");
+        }
+        assert_eq!(wrong(mount("/etc/jarvis/redis-ca"), json!({"tls.crt": "x"})).len(), 1);
+        assert_eq!(wrong(json!({}), authority).len(), 1);
+    }
+
+    #[test]
+    fn a_gateway_trusts_no_network_in_which_clients_may_be_and_every_edge_some() {
+        let wrong = |kind: &str, trusted: &str| {
+            let edge = json!({"kind": kind, "metadata": {"name": "jarvis"}});
+            let map = json!({"kind": "ConfigMap", "metadata": {"name": "jarvis"},
+                "data": {"JARVIS_TRUSTED_PROXIES": trusted}});
+            let mut wrong = Vec::new();
+            proxies(&Resources::new(vec![edge, map]), &mut wrong);
+            wrong.len()
+        };
+        assert_eq!((wrong("Ingress", "10.0.0.0/8"), wrong("Ingress", "")), (0, 1));
+        assert_eq!((wrong("HTTPRoute", "10.0.0.0/8"), wrong("HTTPRoute", "10.3.0.0/16")), (1, 0));
+    }
 
     #[test]
     fn a_load_balancer_that_hides_its_clients_addresses_is_named() {

@@ -13,6 +13,12 @@ local sockets_key = single_key(':sockets')
 -- A string: what was taken under this name is not taken again.
 local once_key = key_of_each(':once:')
 
+-- A string: how often a request of this name was repeated where too little was left.
+local known_key = key_of_each(':known:')
+
+-- Repeats of one name where too little is left, at most: a balancer tries each replica once.
+local REPEATS = 16
+
 -- Returns the time of Redis in microseconds.
 local function now_us()
   local time = redis.call('TIME')
@@ -87,4 +93,15 @@ local function hold_sockets(sockets, held, now, seconds)
     redis.call('ZADD', sockets, string.format('%.0f', now + seconds * 1000000), socket)
   end
   redis.call('EXPIRE', sockets, seconds)
+end
+
+-- Returns whether a request of this name was taken before and may be repeated once more, and counts
+-- the repeat.
+local function use_repeat(known)
+  local used = redis.call('GET', known)
+  if not used or tonumber(used) >= REPEATS then
+    return false
+  end
+  redis.call('INCR', known)
+  return true
 end

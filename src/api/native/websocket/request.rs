@@ -203,8 +203,9 @@ async fn admit(
         ClientMessage::Chat(_) => RequestKind::Turn,
         _ => RequestKind::Plain,
     };
-    let may_repeat = message.message_id().is_some();
-    Ok(shared.limits.admit(subject, kind, may_repeat).await?.turn)
+    // The prefix keeps the name apart from those of REST.
+    let key = message.message_id().map(|id| format!("ws\n{id}"));
+    Ok(shared.limits.admit(subject, kind, key.as_deref()).await?.turn)
 }
 
 async fn submit(

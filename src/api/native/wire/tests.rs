@@ -1,10 +1,12 @@
 //! Tests of the wire format against the contract.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use uuid::Uuid;
 
 use super::*;
@@ -261,14 +263,112 @@ fn the_events_of_the_protocol_page_are_those_of_the_code() {
         })
         .collect();
     events.sort();
-    let page = include_str!("../../../../docs/PROTOCOL.md");
-    let table = page.split("## Server events").nth(1).expect("the chapter");
-    let table = table.split("\n\n").find(|part| part.starts_with("| `type`")).expect("its table");
-    let rows = table.lines().skip(2).filter_map(|row| row.split('`').nth(1));
-    let mut described: Vec<&str> = rows.collect();
+    let rows = table("Server events");
+    let mut described: Vec<&str> = rows.iter().filter_map(|row| quoted(row[0]).next()).collect();
     described.sort_unstable();
     assert_eq!(described, events);
     // serde derives the names; one event shows that it does so as above.
     let pong = ServerEvent::Pong { timestamp: String::new() }.json();
     assert!(pong.starts_with(r#"{"type":"pong""#) && events.iter().any(|name| name == "pong"));
+}
+
+const PAGE: &str = include_str!("../../../../docs/PROTOCOL.md");
+
+/// Returns the rows of the first table of a chapter of the page, cell by cell.
+fn table(chapter: &str) -> Vec<Vec<&'static str>> {
+    let text = PAGE.split(&format!("\n## {chapter}\n")).nth(1).expect("the chapter");
+    let table = text.split("\n\n").find(|part| part.starts_with("| ")).expect("its table");
+    let cells = |row: &'static str| row.split('|').skip(1).map(str::trim).collect();
+    table.lines().skip(2).map(cells).collect()
+}
+
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Returns the fields of each type of client message, as the page has them.
+fn described_fields() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
+    // What a field may be, and no field.
+    let values = ["chat", "true", "false", "low", "medium", "high"];
+    let names = |text: &'static str| quoted(text).filter(|name| !values.contains(name));
+    let mut all: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for row in table("Client messages") {
+        let (own, rest) = row[1].split_once("else as `chat` without ").unwrap_or((row[1], ""));
+        let without = rest.split(';').next().expect("a text");
+        let mut fields = BTreeSet::new();
+        if !rest.is_empty() {
+            fields.extend(&all["chat"]);
+            names(without).for_each(|name| assert!(fields.remove(name), "{name}"));
+        }
+        fields.extend(names(own));
+        for kind in quoted(row[0]) {
+            all.insert(kind, fields.clone());
+        }
+    }
+    all
+}
+
+#[test]
+fn the_client_messages_of_the_protocol_page_and_their_fields_are_those_of_the_code() {
+    let described = described_fields();
+    let source = include_str!("client.rs").split("match kind {").nth(1).expect("the types");
+    let source = source.split("\n        _ =>").next().expect("their end");
+    let arms = source.lines().filter_map(|line| line.split_once(" =>"));
+    let types: BTreeSet<_> = arms.flat_map(|(arm, _)| arm.split('"').skip(1).step_by(2)).collect();
+    assert_eq!(described.keys().copied().collect::<BTreeSet<_>>(), types);
+    // Fields of other requests and of events, which a message has not.
+    let mut fields =
+        BTreeSet::from(["session_id", "on_disconnect", "user_id", "cursor", "content"]);
+    fields.extend(described.values().flatten());
+    let valid = json!({"message": "hi", "message_id": Uuid::nil().to_string(), "token": "a"});
+    for (kind, described) in described {
+        let parse = |field: &str, value: &Value| {
+            let mut message = valid.clone();
+            message["type"] = json!(kind);
+            message[field] = value.clone();
+            parse_client_message(message.to_string().as_bytes())
+        };
+        parse("message", &json!("hi")).expect("a message");
+        let is_read = |field: &&str| match parse(field, &json!([[1]])) {
+            Ok(_) => false,
+            Err(bad) => bad.problem.errors.iter().any(|error| error.loc[1] == **field),
+        };
+        let read: BTreeSet<_> = fields.iter().copied().filter(is_read).collect();
+        assert_eq!(read, described, "{kind}");
+    }
+}
+
+#[test]
+fn the_close_codes_of_the_protocol_page_are_those_of_the_code() {
+    let sources =
+        [include_str!("../websocket/socket.rs"), include_str!("../websocket/connection.rs")];
+    let sent = sources.iter().flat_map(|source| source.split("CloseCode::").skip(1));
+    let sent: BTreeSet<u16> = sent
+        .filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next())
+        .filter(|name| name.starts_with(char::is_uppercase))
+        .filter_map(|name| match name {
+            "Protocol" => Some(CloseCode::Protocol),
+            "Invalid" => Some(CloseCode::Invalid),
+            "Policy" => Some(CloseCode::Policy),
+            "Size" => Some(CloseCode::Size),
+            "Error" => Some(CloseCode::Error),
+            "Restart" => Some(CloseCode::Restart),
+            "Again" => Some(CloseCode::Again),
+            // The row of the client's own code.
+            "Normal" => None,
+            name => panic!("a close code {name}: describe it on the page"),
+        })
+        .map(u16::from)
+        .collect();
+    let rows = table("Close codes");
+    assert!(rows.iter().any(|row| row[0] == "its own" && row[1].contains("1000")));
+    let described: BTreeSet<u16> = rows
+        .iter()
+        .flat_map(|row| row[0].split(", "))
+        .filter_map(|code| code.parse().ok())
+        .collect();
+    // Nobody sends these: a client sees them where there was no close frame.
+    let unsent = BTreeSet::from([1001, 1006]);
+    assert_eq!(&described - &unsent, sent);
+    assert!(unsent.is_subset(&described));
 }

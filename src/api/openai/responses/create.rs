@@ -1,6 +1,6 @@
 //! Creates responses.
 
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use chrono::Utc;
@@ -15,8 +15,8 @@ use super::response_id;
 use super::schema::{CreateResponse, ResponseEvent, ResponseReply};
 use super::stored::{StoredResponse, json_reply};
 use super::stream::ResponseWriter;
-use crate::api::idempotency::{self, IdempotencyKeyHeader};
-use crate::api::large_body::{HeldRoom, WITH_IMAGES};
+use crate::api::idempotency::IdempotencyKeyHeader;
+use crate::api::large_body::WITH_IMAGES;
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
@@ -31,18 +31,6 @@ use crate::session::image::RequestImages;
 use crate::session::store::{OwnConversation, message};
 use crate::session::{Image, Message, Owner, SessionId, Status};
 use crate::sign_in::Identity;
-
-/// The body of a request, read and checked, and its room.
-pub struct ResponseBody(ResponseRequest, HeldRoom);
-
-impl FromRequest<Shared> for ResponseBody {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = body::read(request, shared, WITH_IMAGES, ResponseRequest::read).await;
-        read.map(|(request, room)| Self(request, room))
-    }
-}
 
 /// A response whose turn was accepted.
 struct CreatedResponse {
@@ -67,8 +55,9 @@ pub async fn create(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    ResponseBody(request, room): ResponseBody,
+    request: Request,
 ) -> Result<Response, Problem> {
+    let (request, room) = body::read(request, &shared, WITH_IMAGES, ResponseRequest::read).await?;
     let started = Instant::now();
     let socket =
         if request.stream { Some(shared.admit_stream(&permit.subject).await?) } else { None };
@@ -91,12 +80,7 @@ pub async fn create(
         let validity = caller.validity;
         return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte).await;
     }
-    let waiting = PendingReply {
-        guard,
-        is_by_proxy: idempotency::is_by_proxy(&headers),
-        last_byte,
-        end: started + shared.settings.request_timeout,
-    };
+    let waiting = PendingReply::begin(&shared, started, &headers, last_byte, guard);
     let answer = completed(whole_turn::answer(&shared, Box::pin(follow.answer()), waiting).await?)?;
     Ok(json_reply(object.ended(&answer)))
 }

@@ -349,6 +349,7 @@ mod tests {
     use super::super::object::StoredRequest;
     use super::super::request::ResponseRequest;
     use super::*;
+    use crate::samples::RESPONSE_EVENTS;
     use crate::session::model::{Failure, ToolCall};
     use crate::session::store::message;
     use crate::session::{FinishReason, GenerationId, Role, SessionId, Status};
@@ -410,20 +411,7 @@ mod tests {
     #[test]
     fn the_events_of_a_message_come_in_openais_order() {
         let events = parsed(&whole(&response(), &answer("", "a text of words", 0), None));
-        assert_eq!(
-            kinds(&events),
-            [
-                "response.created",
-                "response.in_progress",
-                "response.output_item.added",
-                "response.content_part.added",
-                "response.output_text.delta",
-                "response.output_text.done",
-                "response.content_part.done",
-                "response.output_item.done",
-                "response.completed",
-            ]
-        );
+        assert_eq!(kinds(&events), RESPONSE_EVENTS);
         let last = events.last().expect("an end");
         let done = &events[events.len() - 2]["item"];
         assert_eq!(&last["response"]["output"], &json!([done]));

@@ -16,6 +16,8 @@ pub mod schema;
 pub(crate) mod stored;
 mod stream;
 
+pub use request::ResponseRequest;
+
 use axum::extract::{FromRequestParts, Path};
 use axum::http::StatusCode;
 use axum::http::request::Parts;

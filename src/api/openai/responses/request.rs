@@ -5,7 +5,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::super::body;
-use super::super::params::{INVALID_TYPE, INVALID_VALUE, Params, shown_name};
+use super::super::params::{
+    INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_PARAMETER, shown_name,
+};
 use super::super::request::{DEFAULT_SAMPLING, effort, model};
 use super::input::{self, InputItem};
 use super::parse_id;
@@ -111,7 +113,8 @@ impl ResponseRequest {
         let presence_penalty = penalty(&mut params, "presence_penalty")?;
         let frequency_penalty = penalty(&mut params, "frequency_penalty")?;
         let (think, effort) = read_reasoning(&mut params)?;
-        let Rules { for_host: rules, text, tools, tool_choice } = rules::read(&mut params, text)?;
+        let Rules { for_host: rules, text, tools, tool_choice, parallel_tool_calls } =
+            rules::read(&mut params, text)?;
         let metadata = read_metadata(&mut params)?;
         let mut hint = |name| Ok::<_, FieldError>(params.hint(name)?.map(str::to_owned));
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
@@ -125,7 +128,7 @@ impl ResponseRequest {
             max_output_tokens,
             metadata,
             model: model.clone(),
-            parallel_tool_calls: true,
+            parallel_tool_calls,
             presence_penalty,
             previous_response_id,
             prompt_cache_key,
@@ -145,12 +148,8 @@ impl ResponseRequest {
         params.finish()?;
         let tokens = max_output_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
         let spec = TurnSpec {
-            model,
-            temperature,
-            max_tokens: tokens.unwrap_or(u32::MAX),
+            temperature: Some(temperature),
             system: instructions.filter(|text| !text.is_empty()),
-            seed: None,
-            stop: Vec::new(),
             sampling: Sampling {
                 top_p: Some(top_p),
                 presence_penalty: Some(presence_penalty),
@@ -159,12 +158,9 @@ impl ResponseRequest {
             },
             rules,
             think,
-            message_id: None,
-            source: String::new(),
-            needs_listener: false,
             is_detached: background,
             is_kept: store,
-            anchor: None,
+            ..TurnSpec::least(&model, tokens.unwrap_or(u32::MAX))
         };
         check_size(&spec, &shown)?;
         Ok(Self { spec, input, images, previous, stream, shown })
@@ -210,11 +206,15 @@ fn refuse_others(params: &mut Params<'_>) -> Result<(), FieldError> {
     })?;
     params.only("top_logprobs", "0", |value| value.as_f64() == Some(0.0))?;
     params.only("truncation", "\"disabled\"", |value| *value == "disabled")?;
+    if params.value("conversation").is_some() {
+        let msg = "is not supported: there are no /v1/conversations that it could name; send \
+            previous_response_id to go on with the conversation of a response";
+        return Err(params.refuse("conversation", UNSUPPORTED_PARAMETER, msg));
+    }
     params.unsupported(&[
         "access_programs",
         "background_options",
         "context_management",
-        "conversation",
         "image",
         "max_tool_calls",
         "moderation",
@@ -325,7 +325,7 @@ mod tests {
     fn a_request_without_options_has_the_defaults_of_openai() {
         let request = read(&with("stream", json!(null))).expect("valid");
         let wanted = TurnSpec {
-            temperature: 1.0,
+            temperature: Some(1.0),
             sampling: Sampling {
                 top_p: Some(1.0),
                 presence_penalty: Some(0.0),
@@ -356,7 +356,7 @@ mod tests {
         });
         let read = read(&request).expect("valid");
         let wanted = TurnSpec {
-            temperature: 0.5,
+            temperature: Some(0.5),
             system: Some("be brief".to_owned()),
             sampling: Sampling {
                 top_p: Some(0.25),
@@ -364,7 +364,7 @@ mod tests {
                 frequency_penalty: Some(2.0),
                 ..Sampling::default()
             },
-            rules: AnswerRules { format: Some("\"json\"".to_owned()), tools: None },
+            rules: AnswerRules { format: Some("\"json\"".to_owned()), ..AnswerRules::default() },
             think: Reasoning::Effort(Effort::High),
             is_kept: true,
             is_detached: true,

@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE};
-use super::super::tools::{bounded, check_name};
+use super::super::tools::{bounded, check_name, is_single_call, may_call, strictness};
 use crate::api::answer_rules::{FORMAT_BYTES, TOOLS, TOOLS_BYTES};
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::raw_value;
@@ -21,6 +21,8 @@ pub struct Rules {
     pub tools: String,
     /// The parameter `tool_choice`.
     pub tool_choice: String,
+    /// The parameter `parallel_tool_calls`.
+    pub parallel_tool_calls: bool,
 }
 
 /// Reads the format and the tools of a request, whose whole text is `body`.
@@ -29,22 +31,22 @@ pub struct Rules {
 /// The first parameter that is not valid.
 pub fn read(params: &mut Params<'_>, body: &[u8]) -> Result<Rules, FieldError> {
     let (format, shown_format) = format(params, body)?;
-    let (tools, shown_tools) = tools(params, body)?;
-    params.only("parallel_tool_calls", "true", |value| *value == true)?;
-    let tool_choice = match params.value("tool_choice") {
-        None => "auto",
-        Some(choice) if *choice == "auto" => "auto",
-        Some(choice) if *choice == "none" => "none",
-        Some(_) => {
-            let msg = "is supported as auto and none: a model cannot be made to call a tool";
-            return Err(params.refuse("tool_choice", UNSUPPORTED_VALUE, msg));
-        }
-    };
+    let ReadTools { for_host, shown, any_strict } = tools(params, body)?;
+    let single_call = is_single_call(params)?;
+    let may_call = may_call(params)?;
+    let tools = for_host.filter(|_| may_call);
+    let has_tools = tools.is_some();
     Ok(Rules {
-        for_host: AnswerRules { format, tools: tools.filter(|_| tool_choice == "auto") },
+        for_host: AnswerRules {
+            format,
+            tools,
+            strict_calls: any_strict && has_tools,
+            single_call: single_call && has_tools,
+        },
         text: format!(r#"{{"format":{shown_format},"verbosity":"medium"}}"#),
-        tools: shown_tools,
-        tool_choice: tool_choice.to_owned(),
+        tools: shown,
+        tool_choice: if may_call { "auto" } else { "none" }.to_owned(),
+        parallel_tool_calls: !single_call,
     })
 }
 
@@ -66,7 +68,7 @@ fn format(params: &mut Params<'_>, body: &[u8]) -> Result<(Option<String>, Strin
             let name = json!(format.required_text("name")?);
             let description = json!(format.text("description")?);
             // The host enforces the schema either way.
-            let strict = json!(format.flag("strict")?);
+            let strict = format.flag("strict")?.unwrap_or(false);
             let schema = format.required("schema")?;
             Params::of_value(schema, "text.format.schema")?;
             // The order of its fields is lost in the parsed value.
@@ -86,8 +88,18 @@ fn format(params: &mut Params<'_>, body: &[u8]) -> Result<(Option<String>, Strin
     Ok(read)
 }
 
-/// Reads the tools: as the model host takes them, and as the response shows them.
-fn tools(params: &mut Params<'_>, body: &[u8]) -> Result<(Option<String>, String), FieldError> {
+/// The tools of a request.
+struct ReadTools {
+    /// The tools as the model host takes them.
+    for_host: Option<String>,
+    /// The tools as the response shows them.
+    shown: String,
+    /// Whether any of them is strict.
+    any_strict: bool,
+}
+
+/// Reads the tools.
+fn tools(params: &mut Params<'_>, body: &[u8]) -> Result<ReadTools, FieldError> {
     let list = params.list("tools")?.unwrap_or_default();
     if list.len() > TOOLS {
         let msg = format!("must have at most {TOOLS} tools");
@@ -96,23 +108,31 @@ fn tools(params: &mut Params<'_>, body: &[u8]) -> Result<(Option<String>, String
     let raw: Vec<&RawValue> = raw_value(body, &["tools"])
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
-    let (mut given, mut shown) = (Vec::new(), Vec::new());
+    let (mut given, mut shown, mut any_strict) = (Vec::new(), Vec::new(), false);
     for (at, tool) in list.iter().enumerate() {
         let text = raw.get(at).map(|tool| tool.get());
-        let (for_host, for_client) = read_tool(tool, text, &format!("tools[{at}]"))?;
-        given.push(for_host);
-        shown.push(for_client);
+        let read = read_tool(tool, text, &format!("tools[{at}]"))?;
+        given.push(read.for_host);
+        shown.push(read.shown);
+        any_strict |= read.is_strict;
     }
     let given = format!("[{}]", given.join(","));
     let given = bounded(Some(&given), &Value::Null, TOOLS_BYTES, "tools")?;
-    Ok(((!list.is_empty()).then_some(given), format!("[{}]", shown.join(","))))
+    let for_host = (!list.is_empty()).then_some(given);
+    Ok(ReadTools { for_host, shown: format!("[{}]", shown.join(",")), any_strict })
 }
 
-fn read_tool(
-    value: &Value,
-    text: Option<&str>,
-    path: &str,
-) -> Result<(String, String), FieldError> {
+/// A tool of a request.
+struct ReadTool {
+    /// The tool as the model host takes it.
+    for_host: String,
+    /// The tool as the response shows it.
+    shown: String,
+    /// Whether its calls have to obey its schema.
+    is_strict: bool,
+}
+
+fn read_tool(value: &Value, text: Option<&str>, path: &str) -> Result<ReadTool, FieldError> {
     let mut tool = Params::of_value(value, path)?;
     if tool.required_text("type")? != "function" {
         return Err(tool.refuse("type", UNSUPPORTED_VALUE, "is supported as function"));
@@ -132,12 +152,13 @@ fn read_tool(
         }
         None => None,
     };
-    tool.only("strict", "false", |value| *value == false)?;
+    let is_strict = strictness(&mut tool)?;
     tool.finish()?;
     let mut function = format!(r#"{{"name":{name}"#);
     for (field, text) in [
         ("description", description.as_ref().map(Value::to_string)),
         ("parameters", parameters.clone()),
+        ("strict", is_strict.then(|| "true".to_owned())),
     ] {
         if let Some(text) = text {
             function.extend([",\"", field, "\":", &text]);
@@ -145,11 +166,12 @@ fn read_tool(
     }
     let null = || "null".to_owned();
     let shown = format!(
-        r#"{{"type":"function","name":{name},"description":{},"parameters":{},"strict":false}}"#,
+        r#"{{"type":"function","name":{name},"description":{},"parameters":{},"strict":{is_strict}}}"#,
         description.map_or_else(null, |text| text.to_string()),
         parameters.unwrap_or_else(null),
     );
-    Ok((format!(r#"{{"type":"function","function":{function}}}}}"#), shown))
+    let for_host = format!(r#"{{"type":"function","function":{function}}}}}"#);
+    Ok(ReadTool { for_host, shown, is_strict })
 }
 
 #[cfg(test)]
@@ -187,6 +209,13 @@ mod tests {
         let shown: Value = serde_json::from_str(&rules.tools).expect("JSON");
         assert_eq!(shown[0]["parameters"], json!({"z": 1, "a": 2}));
         assert_eq!((&shown[1]["parameters"], &shown[1]["strict"]), (&json!(null), &json!(false)));
+        assert!(!rules.for_host.strict_calls && rules.parallel_tool_calls);
+        let strict = request.replace("null", "true").replace(r#"{"z":1,"a":2}"#, "{}");
+        let strict = strict.replacen('{', r#"{"parallel_tool_calls":false,"#, 1);
+        let rules = read_all(&strict).expect("valid");
+        assert!(rules.for_host.strict_calls && rules.for_host.single_call);
+        assert!(rules.tools.contains(r#""strict":true"#) && !rules.parallel_tool_calls);
+        assert!(rules.for_host.tools.is_some_and(|tools| tools.contains(r#""strict":true"#)));
         let none = request.replacen('{', r#"{"tool_choice":"none","#, 1);
         let rules = read_all(&none).expect("valid");
         assert!(rules.for_host.is_free(), "{:?}", rules.for_host.tools);
@@ -215,8 +244,14 @@ mod tests {
             (tool(json!({"type": "web_search"})), "tools[0].type", "unsupported_value"),
             (tool(json!({"type": "function"})), "tools[0].name", "missing_required_parameter"),
             (
-                tool(json!({"type": "function", "name": "f", "strict": true})),
+                tool(json!({"type": "function", "name": "f", "strict": "yes"})),
                 "tools[0].strict",
+                "invalid_type",
+            ),
+            (
+                tool(json!({"type": "function", "name": "f", "strict": true,
+                    "parameters": {"properties": {"a": {"pattern": "a"}}}})),
+                "tools[0].parameters",
                 "unsupported_value",
             ),
             (
@@ -225,7 +260,7 @@ mod tests {
                 "invalid_type",
             ),
             (json!({"tool_choice": "required"}), "tool_choice", "unsupported_value"),
-            (json!({"parallel_tool_calls": false}), "parallel_tool_calls", "unsupported_value"),
+            (json!({"parallel_tool_calls": 0}), "parallel_tool_calls", "invalid_type"),
         ] {
             let refused = read_all(&request.to_string()).err();
             assert_eq!(refused, Some((path.to_owned(), kind)), "{request}");

@@ -145,7 +145,7 @@ fn request() -> Value {
             "name": {"type": "string", "pattern": NAME_PATTERN},
             "description": text(),
             "parameters": {"type": ["object", "null"]},
-            "strict": only(&[json!(false)]),
+            "strict": {"type": ["boolean", "null"]},
         }),
     );
     object(
@@ -186,7 +186,7 @@ fn request() -> Value {
             "text": text_parameter(),
             "tools": {"type": ["array", "null"], "maxItems": 128, "items": tool},
             "tool_choice": only(&["auto", "none"].map(Value::from)),
-            "parallel_tool_calls": only(&[json!(true)]),
+            "parallel_tool_calls": flag,
             "metadata": {
                 "type": ["object", "null"], "maxProperties": 16,
                 "propertyNames": {"maxLength": 64},
