@@ -141,9 +141,17 @@ await run(async (context) => {
   // Earlier messages that were loaded stay when the newest are read again.
   {
     const long = await begun(...Array.from({ length: 14 }, (_, at) => `n${at}`));
-    const { page } = await steered(context, long);
+    const { page, wire } = await steered(context, long);
     await until(page, "complete", 10);
     check((await page.locator("article").count()) === 20, "the first page is small");
+    // A snapshot that comes between is not taken for the earlier messages, nor they for it.
+    const newest = (await stored(long)).slice(-2);
+    wire.down = (event, pass, { inject }) => {
+      if (event.type !== "history") return pass();
+      wire.down = undefined;
+      inject({ type: "history", messages: newest, count: 2, has_more: true });
+      return pass();
+    };
     await page.getByRole("button", { name: "Earlier messages" }).click();
     await page.waitForFunction(() => document.querySelectorAll("article").length === 28);
     await page.getByTitle("Another answer").last().click();

@@ -3,12 +3,13 @@
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Conversation } from "./conversation";
 import { ModelChoice, openDialog } from "./dialogs";
+import { draftChanges, readDraft } from "./drafts";
 import { Icon } from "./icons";
 import { tooLong } from "./length";
 import { MOST_OUTGOING } from "./outbox";
 import { ACCEPTED, MOST_BYTES, MOST_PICTURES, readPicture } from "./pictures";
 import type { Picture } from "./pictures";
-import { ask, draftChanges, leaving, readDraft, writeDraft } from "./sessions";
+import { ask, leaving, writeDraft } from "./sessions";
 import { Status } from "./status";
 
 /** The images that wait for their question, by session. They last as long as the tab. */

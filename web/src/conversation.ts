@@ -25,6 +25,8 @@ const NEWEST = 2;
 const FIRST_PAUSE = 1000;
 const LONGEST_PAUSE = 30_000;
 
+type Retried = "read" | "select" | "stop";
+
 /** A turn that was cancelled before it began. Its question is not stored, unless it began meanwhile. */
 interface Withdrawn {
   generation: string;
@@ -76,7 +78,8 @@ export class Conversation implements LinkOwner, OutboxOwner {
   private awaitsSnapshot = false;
   private withdrawn: Withdrawn[] = [];
   private pause = FIRST_PAUSE;
-  private timer = 0;
+  /** What is tried again after a pause, by what it is. */
+  private readonly timers: Record<Retried, number> = { read: 0, select: 0, stop: 0 };
   /** The failure that is shown because the stored messages cannot be read. */
   private readFailure: Failure | undefined;
   /** The messages beside which generations go, until those have ended. */
@@ -238,7 +241,7 @@ export class Conversation implements LinkOwner, OutboxOwner {
 
   /** Closes the connection; what is on its way stays kept, and is sent when the session is opened. */
   close(): void {
-    clearTimeout(this.timer);
+    for (const timer of Object.values(this.timers)) clearTimeout(timer);
     this.outbox.close();
     this.link.close();
   }
@@ -307,7 +310,7 @@ export class Conversation implements LinkOwner, OutboxOwner {
   }
 
   private sendReading(): void {
-    clearTimeout(this.timer);
+    clearTimeout(this.timers.read);
     if (!this.reading) return;
     const { id: message_id, limit, before } = this.reading;
     this.link.send({ type: "get_history", limit, message_id, ...(before && { before }) });
@@ -430,12 +433,12 @@ export class Conversation implements LinkOwner, OutboxOwner {
     if (id && this.outbox.failed(id, failure)) return;
     if (id && id === this.reading?.id) return this.readFailed(failure);
     if (id && id === this.selecting.value?.id) {
-      if (isUnknown(failure)) return this.later(failure, () => this.sendSelection());
+      if (isUnknown(failure)) return this.later("select", failure, () => this.sendSelection());
       this.selecting.value = undefined;
     } else if (this.stopping.value) {
       // Its end is on the way, or was seen.
       if (code === "already_ended" || code === "generation_not_found") this.stopping.value = "";
-      else this.later(failure, () => this.sendStop());
+      else this.later("stop", failure, () => this.sendStop());
       return;
     }
     if (code !== "already_ended") this.failure.value = failure;
@@ -445,7 +448,7 @@ export class Conversation implements LinkOwner, OutboxOwner {
     this.failure.value = this.readFailure = failure;
     const isNewest = this.reading?.before === undefined;
     if (isNewest && (failure.retryable || isUnknown(failure))) {
-      this.later(failure, () => this.sendReading());
+      this.later("read", failure, () => this.sendReading());
       return;
     }
     this.reading = undefined;
@@ -453,9 +456,9 @@ export class Conversation implements LinkOwner, OutboxOwner {
   }
 
   /** Does something after the pause that a failure names, and longer each time. */
-  private later({ retryAt = 0 }: Failure, action: () => void): void {
-    clearTimeout(this.timer);
-    this.timer = window.setTimeout(action, Math.max(this.pause, retryAt - Date.now()));
+  private later(what: Retried, { retryAt = 0 }: Failure, action: () => void): void {
+    clearTimeout(this.timers[what]);
+    this.timers[what] = window.setTimeout(action, Math.max(this.pause, retryAt - Date.now()));
     this.pause = Math.min(this.pause * 2, LONGEST_PAUSE);
   }
 

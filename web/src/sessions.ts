@@ -4,6 +4,7 @@
 import { batch, computed, effect, signal } from "@preact/signals";
 import * as api from "./api";
 import { Conversation } from "./conversation";
+import { draftChanges, keepDraft, keepDrafts, readDraft } from "./drafts";
 import * as kept from "./kept";
 import type { Message } from "./message";
 import { forget, undelivered } from "./outbox";
@@ -25,8 +26,6 @@ export interface Entry {
 
 /** Sessions that the browser remembers, at most. */
 const MOST_ENTRIES = 500;
-/** Drafts that are kept, at most. */
-const MOST_DRAFTS = 50;
 /** Conversations that stay connected in the background, at most, to the end of their turns. */
 const MOST_BACKGROUND = 4;
 const TITLE_LENGTH = 60;
@@ -426,34 +425,14 @@ export async function remove(id: string): Promise<void> {
   });
 }
 
-/** Reads what was written and not sent in a session; with `question`, in the place of that one. */
-export function readDraft(id: string, question = ""): string {
-  return kept.read<Record<string, string>>("drafts", {})[draftKey(id, question)] ?? "";
-}
-
-/** Keeps what was written and not sent in a session; with `question`, in the place of that one. */
-export function writeDraft(id: string, text: string, question = ""): void {
-  const key = draftKey(id, question);
-  // The one that was written last is the last to go.
-  keepDrafts((drafts) => [...drafts.filter(([other]) => other !== key), ...(text ? [[key, text] as Draft] : [])]);
-  if (text && !question && isNew(id)) {
+/** Keeps what was written and not sent in a session; a new one is found again by it. */
+export function writeDraft(id: string, text: string): void {
+  keepDraft(id, text);
+  if (text && isNew(id)) {
     kept.write("unsent", id);
     if (!begun.includes(id)) begun.push(id);
   }
 }
-
-const draftKey = (id: string, question: string) => (question ? `${id}/${question}` : id);
-
-type Draft = [key: string, text: string];
-
-function keepDrafts(change: (drafts: Draft[]) => Draft[]): void {
-  const drafts = change(Object.entries(kept.read<Record<string, string>>("drafts", {}))).slice(-MOST_DRAFTS);
-  kept.write("drafts", drafts.length ? Object.fromEntries(drafts) : undefined);
-}
-
-/** Counts the changes of drafts by other tabs: a session has one draft, in however many tabs. */
-export const draftChanges = signal(0);
-kept.watch("drafts", () => (draftChanges.value += 1));
 
 /** Puts a text into the field for the next question, behind what is there. */
 export function writeAgain(text: string): void {

@@ -4,12 +4,13 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { duration, remedyOf, sentence } from "./advice";
 import { CopyButton } from "./code";
 import type { Conversation } from "./conversation";
+import { keepDraft, readDraft } from "./drafts";
 import { Icon } from "./icons";
 import { tooLong } from "./length";
 import { Markdown } from "./markdown";
 import type { Message, Notes } from "./message";
 import type { Picture } from "./pictures";
-import { askAgain, readDraft, showNew, writeAgain, writeDraft } from "./sessions";
+import { askAgain, showNew, writeAgain } from "./sessions";
 import { openDialog } from "./dialogs";
 import type { Failure } from "./wire";
 
@@ -28,7 +29,7 @@ function Question({ message, conversation }: { message: Message; conversation: C
   const [isEdited, setEdited] = useState(() => readDraft(conversation.id, message.id) !== "");
   const button = useRef<HTMLButtonElement>(null);
   const close = () => {
-    writeDraft(conversation.id, "", message.id);
+    keepDraft(conversation.id, "", message.id);
     setEdited(false);
     requestAnimationFrame(() => button.current?.focus());
   };
@@ -38,11 +39,11 @@ function Question({ message, conversation }: { message: Message; conversation: C
       {isEdited && status === "complete" ? (
         <Editor
           text={readDraft(conversation.id, message.id) || message.text.value}
-          onChange={(text) => writeDraft(conversation.id, text, message.id)}
+          onChange={(text) => keepDraft(conversation.id, text, message.id)}
           onCancel={close}
           onSave={(text) => {
             if (!conversation.ask(text, [], message.id)) return;
-            writeDraft(conversation.id, "", message.id);
+            keepDraft(conversation.id, "", message.id);
             setEdited(false);
             // The answer is awaited in the field for the next question.
             document.getElementById("question")?.focus();
