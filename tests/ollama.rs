@@ -443,16 +443,16 @@ async fn a_request_that_goes_away_stops_its_model_streamed_or_not() {
 
 #[tokio::test]
 async fn a_stream_that_waits_for_its_turn_has_its_first_byte_within_a_second_and_then_heartbeats() {
-    let Waiting { asked_at, running, stream: mut waiting, .. } = Waiting::begin(CHAT, asked).await;
+    let mut both = Waiting::begin(CHAT, asked).await;
     for _ in 0..2 {
-        let chunk = waiting.chunk().await.expect("a chunk").expect("bytes");
-        assert!(asked_at.elapsed() < Duration::from_secs(3), "{:?}", asked_at.elapsed());
+        let chunk = both.stream.chunk().await.expect("a chunk").expect("bytes");
+        assert!(both.asked_at.elapsed() < Duration::from_secs(3), "{:?}", both.asked_at.elapsed());
         let line: Value = serde_json::from_slice(&chunk).expect("one line");
         assert_eq!(line["message"], json!({"role": "assistant", "content": ""}));
         assert_eq!(line["done"], false);
     }
-    drop(running);
-    let rest = waiting.text().await.expect("the rest");
+    drop(both.running);
+    let rest = both.stream.text().await.expect("the rest");
     let last: Value = serde_json::from_str(rest.lines().last().expect("a line")).expect("JSON");
     assert_eq!(last["done"], true);
     assert!(last["load_duration"].as_u64() > Some(500_000_000), "the wait counts: {last}");

@@ -328,15 +328,14 @@ async fn a_request_that_goes_away_stops_its_model_streamed_or_not() {
 
 #[tokio::test]
 async fn a_stream_that_waits_for_its_turn_has_its_first_byte_within_a_second_and_then_heartbeats() {
-    let Waiting { asked_at, running, stream: mut waiting, .. } =
-        Waiting::begin(COMPLETIONS, asked).await;
-    let chunk = waiting.chunk().await.expect("a chunk").expect("bytes");
-    assert!(asked_at.elapsed() < Duration::from_secs(1), "{:?}", asked_at.elapsed());
+    let mut both = Waiting::begin(COMPLETIONS, asked).await;
+    let chunk = both.stream.chunk().await.expect("a chunk").expect("bytes");
+    assert!(both.asked_at.elapsed() < Duration::from_secs(1), "{:?}", both.asked_at.elapsed());
     assert!(String::from_utf8_lossy(&chunk).contains(r#""role":"assistant""#));
-    let chunk = waiting.chunk().await.expect("a chunk").expect("bytes");
+    let chunk = both.stream.chunk().await.expect("a chunk").expect("bytes");
     assert!(String::from_utf8_lossy(&chunk).contains(r#""delta":{}"#), "{chunk:?}");
-    drop(running);
-    let rest = waiting.text().await.expect("the rest");
+    drop(both.running);
+    let rest = both.stream.text().await.expect("the rest");
     assert!(rest.contains("[DONE]"), "{rest}");
 }
 
