@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, send};
+use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, send, until_ok};
 use support::eventually;
 use support::fleet::ready_replicas;
 use support::metrics::{metrics, until_metric_line};

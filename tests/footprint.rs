@@ -90,7 +90,7 @@ async fn a_question_is_stored_once_while_its_turn_waits_and_when_it_runs() {
 async fn a_conversation_of_a_mebibyte_takes_redis_its_size_once_and_an_hour_at_most() {
     const SIZE: usize = 1 << 20;
     const MESSAGES: usize = 16;
-    const AFTER: u64 = 3600;
+    const AFTER: i64 = 3600;
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "1000", "--model-ctx", "1048576"]);
     let settings = [("JARVIS_NUM_CTX", "1048576")];
@@ -125,7 +125,7 @@ async fn a_conversation_of_a_mebibyte_takes_redis_its_size_once_and_an_hour_at_m
     assert!(!keys.is_empty());
     for key in keys {
         let seconds: i64 = redis.cli(&["TTL", key]).trim().parse().expect("seconds");
-        assert!((1..=AFTER as i64).contains(&seconds), "{key}: {seconds} s");
+        assert!((1..=AFTER).contains(&seconds), "{key}: {seconds} s");
     }
 }
 

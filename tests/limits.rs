@@ -172,7 +172,7 @@ async fn in_a_cluster_a_request_takes_from_all_limits_of_its_caller_or_from_none
         (0..4).map(|number| caller(&format!("user-{number}"), Some("k"), "2001:db8::1")).collect();
     let admit = async |number: usize| {
         let admitted =
-            replicas[number % 3].admit(&users[number % 4], RequestKind::Turn, false).await;
+            replicas[number % 3].admit(&users[number % 4], RequestKind::Turn, None).await;
         match admitted {
             Ok(admission) => {
                 admission.turn.expect("a turn").keep();
@@ -392,7 +392,7 @@ async fn a_turn_that_came_back_by_itself_is_not_given_back_once_more() {
     let settings = LimitSettings { user_requests_per_minute: 0, ..settings };
     let limits = limits(&redis.url(), "r1", &settings).await;
     let user = caller("alice", None, "127.0.0.1");
-    let admit = async || limits.admit(&user, RequestKind::Turn, false).await.ok();
+    let admit = async || limits.admit(&user, RequestKind::Turn, None).await.ok();
     let late = admit().await.expect("a turn").turn.expect("a permit");
     // Its key expires when all of the limit is back.
     let keys = || redis.cli(&["KEYS", "jarvis:{limits:u:*}:turns"]).trim().to_owned();
@@ -417,7 +417,7 @@ async fn a_turn_that_came_back_by_itself_is_not_given_back_once_more() {
 
 /// Takes the hold of a socket.
 async fn hold(limits: &RateLimits, user: &Arc<Subject>) -> Option<impl Sized + use<>> {
-    limits.admit(user, RequestKind::Socket, false).await.ok()?.socket
+    limits.admit(user, RequestKind::Socket, None).await.ok()?.socket
 }
 
 #[tokio::test]
@@ -515,19 +515,21 @@ async fn refusals(limits: &RateLimits, callers: &[Arc<Subject>]) -> Vec<Option<L
     let mut outcomes = Vec::new();
     for number in 0..80_usize {
         let kind = if number % 5 == 0 { RequestKind::Plain } else { RequestKind::Turn };
-        let outcome =
-            match limits.admit(&callers[(number + number / 5) % 3], kind, number % 4 == 0).await {
-                Ok(admission) => {
-                    let refusal = admission.turn.as_ref().and_then(|turn| turn.refusal().cloned());
-                    match admission.turn {
-                        Some(turn) if number % 7 == 0 => turn.give_back().await,
-                        Some(turn) => turn.keep(),
-                        None => {}
-                    }
-                    refusal.map(|refusal| refusal.kind())
+        // Each has a key of its own, so that none repeats another.
+        let key = (number % 4 == 0).then(id);
+        let caller = &callers[(number + number / 5) % 3];
+        let outcome = match limits.admit(caller, kind, key.as_deref()).await {
+            Ok(admission) => {
+                let refusal = admission.turn.as_ref().and_then(|turn| turn.refusal().cloned());
+                match admission.turn {
+                    Some(turn) if number % 7 == 0 => turn.give_back().await,
+                    Some(turn) => turn.keep(),
+                    None => {}
                 }
-                Err(refusal) => Some(refusal.kind()),
-            };
+                refusal.map(|refusal| refusal.kind())
+            }
+            Err(refusal) => Some(refusal.kind()),
+        };
         outcomes.push(outcome);
     }
     outcomes
@@ -1119,11 +1121,11 @@ async fn no_call_of_the_limits_takes_redis_longer_than_five_milliseconds_with_1_
         begin_timing(&server);
         let mut open = Vec::new();
         for _ in 0..SOCKETS {
-            let admitted = limits.admit(&subject, RequestKind::Socket, false).await;
+            let admitted = limits.admit(&subject, RequestKind::Socket, None).await;
             open.extend(admitted.map_err(|refusal| refusal.to_string()).expect("admitted").socket);
         }
         assert_eq!(open.len(), SOCKETS as usize);
-        let refused = limits.admit(&subject, RequestKind::Socket, false).await;
+        let refused = limits.admit(&subject, RequestKind::Socket, None).await;
         assert!(refused.is_err(), "one more");
         limits.usage(&subject).await;
         limits.renew_sockets().await;

@@ -102,12 +102,12 @@ async fn a_request_without_a_temperature_leaves_the_models_own() {
     let unset = with(asked("[[tokens=2]] hi"), "options", json!({"temperature": null, "seed": 1}));
     for (path, request) in [(CHAT, asked("[[tokens=2]] hi")), (CHAT, unset), (GENERATE, prompt)] {
         assert_eq!(post(&replica, path, &request).await.status, 200);
-        let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+        let sent = requests(&ollama, CHAT).await.pop().expect("a request");
         assert_eq!(sent["request"]["options"].get("temperature"), None, "{sent}");
     }
     // The native front has a default of its own.
     assert_eq!(chat(&replica, "", "[[tokens=2]] hi").await.status, 200);
-    let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+    let sent = requests(&ollama, CHAT).await.pop().expect("a request");
     assert_eq!(sent["options"]["temperature"].as_f64(), Some(0.7));
 }
 

@@ -545,7 +545,7 @@ async fn a_call_of_a_strict_tool_obeys_its_schema_or_the_completion_fails() {
     assert_eq!((&last["error"]["code"], stream.done), (&json!("tool_call_invalid"), false));
     assert!(!stream.raw.contains("tool_calls"), "{}", stream.raw);
     // The model's mistake is not its host's: nothing was asked again.
-    let chats = host_requests(&ollama, "/api/chat").await;
+    let chats = requests(&ollama, "/api/chat").await;
     assert_eq!(chats.len(), 3, "{chats:?}");
     let mut lenient = wrong;
     lenient["tools"][0]["function"]["strict"] = json!(false);

@@ -8,13 +8,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
-use support::client::{Reply, get, http, post, send, until_ok, with};
+use support::client::{Reply, get, http, post, send, with};
 use support::ended_streams::revoked_and_drained;
 use support::eventually;
 use support::fleet::{Fleet, ready_replicas};
 use support::fronts::ada_was_asked;
 use support::host::{requests, stat};
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::process::{LIMIT, Process, ollama_sim};
 use support::redis::{RedisSentinels, RedisServer};
 use support::samples::RESPONSE_EVENTS;
 use support::tokens::{SECRET, token};
@@ -252,7 +252,7 @@ async fn a_response_without_a_stream_is_streamed_later_and_a_running_one_is_join
 #[tokio::test]
 async fn a_running_response_is_resumed_after_every_number_at_each_replica() {
     const EVENTS: usize = 100;
-    let fleet = Fleet::start("20", &[]).await;
+    let fleet = Fleet::start(2, &["--rate", "20"], &[]).await;
     let [one, two] = &*fleet.replicas else { panic!("two replicas") };
     let request = with(asked("[[tokens=60]] go on"), "background", json!(true));
     let id = id_of(&post(one, RESPONSES, &request).await.body);

@@ -402,6 +402,28 @@ async fn four_busy_networks_of_a_site_delay_their_neighbours_little() {
 }
 
 #[tokio::test]
+async fn a_turn_that_left_a_full_site_does_not_count_against_its_source() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let site: Vec<_> = (0..40).map(|number| ticket_of_site("site", number)).collect();
+    for ticket in &site {
+        join(&world.store, ticket).await;
+    }
+    let late = ticket_of_site("site", 41);
+    join(&world.store, &late).await;
+    let at = position(&world.store, &late).await.expect("it waits");
+    assert!(at > 20, "{at}: the rounds of the site are full");
+    for ticket in site[1..].iter().chain([&late]) {
+        release(&world.store, ticket).await;
+    }
+    for turn in 0..10 {
+        join(&world.store, &ticket(&format!("u{}", turn % 5), MODEL)).await;
+    }
+    let again = ticket_of_site("site", 41);
+    join(&world.store, &again).await;
+    assert_eq!(position(&world.store, &again).await, Some(6), "after one turn of each other user");
+}
+
+#[tokio::test]
 async fn after_redis_lost_everything_the_networks_of_a_site_wait_in_their_rounds() {
     let hosts = [host("a", 1, &[MODEL])];
     let world = World::with(&hosts).await;
@@ -1063,7 +1085,7 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let index = any::<prop::sample::Index>;
     prop_oneof![
-        6 => (0u8..7, 0u8..3, 0u8..3)
+        6 => (0u8..9, 0u8..3, 0u8..3)
             .prop_map(|(user, model, replica)| Op::Join { user, model, replica }),
         4 => index().prop_map(Op::Release),
         2 => (index(), any::<bool>()).prop_map(|(which, excluded)| Op::GiveBack { which, excluded }),
@@ -1077,14 +1099,15 @@ fn op() -> impl Strategy<Value = Op> {
 /// Turns of an address that may run.
 const RUNNING_OF_ADDRESS: usize = 1;
 
-/// A ticket of three users, of an IPv4 address, or of three /64 of one site.
+/// A ticket of three users, of an IPv4 address, or of five /64 of one site: more of the site, and of one
+/// /56, than may run together.
 fn ticket_of(user: u8, model: &str) -> Ticket {
     let name = format!("u{user}");
     let ticket = match user {
         0 => ticket_of_address(&name, &[]),
-        4 | 5 => ticket_of_address(&name, &["p56-0", "p48"]),
-        6 => ticket_of_address(&name, &["p56-1", "p48"]),
-        _ => ticket(&name, model),
+        4..7 => ticket_of_address(&name, &["p56-0", "p48"]),
+        7.. => ticket_of_address(&name, &["p56-1", "p48"]),
+        1..4 => ticket(&name, model),
     };
     Ticket { model: model.to_owned(), ..ticket }
 }
@@ -1260,7 +1283,7 @@ async fn check_invariants(
 
 #[test]
 fn a_new_user_waits_for_at_most_one_turn_of_each_other_user_and_a_few_of_each_site() {
-    let joins = (0u8..12, 1usize..8).prop_map(|(user, turns)| (Some(user), turns));
+    let joins = (0u8..21, 1usize..8).prop_map(|(user, turns)| (Some(user), turns));
     let ends = (1usize..6).prop_map(|turns| (None, turns));
     let steps = prop::collection::vec(prop_oneof![joins, ends], 1..30);
     for_each_case(40, &steps, &check_fairness);
@@ -1283,10 +1306,8 @@ async fn check_fairness(
             if let Some(user) = user {
                 let ticket = match user {
                     0..5 => ticket(&format!("u{user}"), MODEL),
-                    // Two sites, with /64 in two /56 of each.
-                    user => {
-                        ticket_of_site(["s1", "s2"][usize::from(user % 2)], 6 * usize::from(user))
-                    }
+                    // Two sites of eight /64 in two /56: more of each than have room in a round.
+                    user => ticket_of_site(["s1", "s2"][usize::from(user % 2)], usize::from(user)),
                 };
                 let is_new = !waiting.iter().chain(&running).any(|other| other.user == ticket.user);
                 if is_new && user < 5 {

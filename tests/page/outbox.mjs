@@ -227,7 +227,7 @@ await run(async (context) => {
       it.click();
       it.click();
     });
-    await page.getByText("another answer is on its way").waitFor();
+    await page.locator('.facts', { hasText: 'another answer is on its way' }).waitFor();
     await button.evaluate((it) => it.click());
     wire.isDown = false;
     await eventually(page, async () => (await page.locator(".siblings .place").allTextContents()).join() === "2 / 2", "2 / 2");

@@ -91,7 +91,8 @@ pub fn response_body(bytes: &[u8]) {
     match ResponseRequest::read(&object, bytes) {
         Ok(request) => {
             let spec = &request.spec;
-            assert!((0.0..=2.0).contains(&spec.temperature) && spec.max_tokens >= 1);
+            let temperature = spec.temperature.unwrap_or(0.0);
+            assert!((0.0..=2.0).contains(&temperature) && spec.max_tokens >= 1);
             assert!(!spec.is_detached || spec.is_kept, "nobody could find it");
             assert!(!request.input.is_empty());
             assert_eq!(request.digest().len(), 64);

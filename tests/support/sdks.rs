@@ -67,14 +67,14 @@ impl Sdk {
         let running = hold().await;
         let runs = async || get(&pair.ollama, "/sim/stats").await.body["running"] == 1;
         assert!(eventually(LIMIT, runs).await, "the turn does not begin");
-        let held = [running, hold().await];
+        let streams = [running, hold().await];
         let body = json!({"message": "[[tokens=1]] hi"});
         let is_full = async || {
             let [one, two] =
                 [post(one, "/api/v1/chat/", &body).await, post(two, "/api/v1/chat/", &body).await];
             one.body["code"] == "queue_full" && two.body["code"] == "queue_full"
         };
-        assert!(held.iter().all(|held| held.status() == 200));
+        assert!(streams.iter().all(|stream| stream.status() == 200));
         assert!(eventually(LIMIT, is_full).await, "the queue has no end");
         let driver = self.run(folder, &["full", &one.url, &two.url]);
         assert_eq!(driver.checks().await, ["queue_full"]);

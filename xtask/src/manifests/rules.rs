@@ -205,12 +205,12 @@ fn files(resources: &Resources, wrong: &mut Vec<String>) {
             };
             for container in workload.containers().into_iter().filter(reads) {
                 let mounts = list(&container["volumeMounts"]).iter();
-                let is_there = mounts.filter_map(|mount| {
+                let mut is_there = mounts.filter_map(|mount| {
                     let path = mount["mountPath"].as_str()?.trim_end_matches('/');
                     let below = file.strip_prefix(path)?.strip_prefix('/')?;
                     Some(has_file(resources, &workload, &mount["name"], below))
                 });
-                if !is_there.into_iter().any(|is_there| is_there) {
+                if !is_there.any(|is_there| is_there) {
                     wrong.push(format!("{key} is {file}, which is not mounted"));
                 }
             }
