@@ -80,7 +80,7 @@ impl Member {
             .map_err(|_| OllamaError::Setting("a pool of slots cannot be built"))?;
         let parallelism = Arc::new(Parallelism::new(host.id.clone(), slots));
         let catalogue = Catalogue::new(Arc::clone(&host));
-        Ok(Self { number, catalogue, host, pool, parallelism })
+        Ok(Self { number, host, catalogue, pool, parallelism })
     }
 
     /// Returns the last known state of the host.
