@@ -89,10 +89,10 @@ await run(async (context) => {
     });
     await page.goto(base);
     await connected(page);
+    const tab = await open(context, `${base}#${session(page)}`);
     await attach(page, "[[images]] same");
     await attach(page, "[[images]] same");
     await ask(page, say("after"));
-    const tab = await open(context, `${base}#${session(page)}`);
     await until(page, "complete", 3);
     await until(tab, "complete", 3);
     const order = (await stored(session(page))).filter(({ role }) => role === "user").map(({ content }) => content);
