@@ -52,6 +52,39 @@ fn texts(span: &Received) -> String {
     format!("{:?}", span.span)
 }
 
+/// Checks the spans of the two successors of a killed writer, in the trace of a request.
+fn each_successor_continues_the_writer_before_it(
+    all: &[Received],
+    request: &Received,
+    lost: &Received,
+) {
+    let takeovers = || all.iter().filter(|span| span.name() == "take over turn");
+    let found = |outcome: &str| {
+        let mut found = takeovers().filter(|span| span.text("jarvis.turn.outcome") == outcome);
+        found.next().unwrap_or_else(|| panic!("no {outcome}: {all:#?}"))
+    };
+    let (second, third) = (found("replica_gone"), found("complete"));
+    for takeover in [second, third] {
+        assert_eq!((takeover.parent(), takeover.span.kind), (request.id(), INTERNAL));
+    }
+    // Each successor names the writer that it continues.
+    let claims = || all.iter().filter(|span| span.name() == "claim turn");
+    let claim_of =
+        |writer: &Received| claims().find(|claim| claim.parent() == writer.id()).expect("a claim");
+    assert_eq!(claims().count(), 2);
+    assert_eq!(claim_of(second).links(), [(TRACE.to_owned(), lost.id())]);
+    assert_eq!(claim_of(third).links(), [(TRACE.to_owned(), second.id())]);
+    assert_eq!(third.links(), [(TRACE.to_owned(), second.id())]);
+    let replicas: BTreeSet<_> =
+        [lost, second, third].map(|writer| writer.text("jarvis.replica")).into();
+    assert_eq!(replicas.len(), 3, "{replicas:?}");
+    let runs = all.iter().filter(|span| span.name() == RUN && span.parent() == third.id());
+    let runs: Vec<_> = runs.collect();
+    assert_eq!((runs.len(), runs[0].span.kind), (1, CLIENT));
+    assert_eq!(runs[0].text("jarvis.continuation"), "exact");
+    assert_eq!(one(all, "write end").parent(), third.id());
+}
+
 #[tokio::test]
 async fn two_killed_writers_their_successor_and_the_socket_are_one_trace_at_a_real_collector() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "30"]));
@@ -106,8 +139,8 @@ async fn two_killed_writers_their_successor_and_the_socket_are_one_trace_at_a_re
     };
     collector.spans.until("the first successor", waits).await;
     others[successor].kill();
-    let last = &others[1 - successor];
-    let messages = history_until(last, &session, |messages| {
+    let third = &others[1 - successor];
+    let messages = history_until(third, &session, |messages| {
         messages.last().is_some_and(|last| last["status"] == "complete")
     });
     let answer = messages.await.last().expect("an answer")["content"].clone();
@@ -128,31 +161,7 @@ async fn two_killed_writers_their_successor_and_the_socket_are_one_trace_at_a_re
     assert_eq!((lost.parent(), lost.text("error.type")), (request.id(), "replica_gone".to_owned()));
     let wait_of_lost = one(&before, "wait in queue");
     assert_eq!(wait_of_lost.parent(), lost.id());
-    let takeovers = || all.iter().filter(|span| span.name() == "take over turn");
-    let found = |outcome: &str| {
-        let mut found = takeovers().filter(|span| span.text("jarvis.turn.outcome") == outcome);
-        found.next().unwrap_or_else(|| panic!("no {outcome}: {all:#?}"))
-    };
-    let (second, third) = (found("replica_gone"), found("complete"));
-    for takeover in [second, third] {
-        assert_eq!((takeover.parent(), takeover.span.kind), (request.id(), INTERNAL));
-    }
-    // Each successor names the writer that it continues.
-    let claims = || all.iter().filter(|span| span.name() == "claim turn");
-    let claim_of =
-        |writer: &Received| claims().find(|claim| claim.parent() == writer.id()).expect("a claim");
-    assert_eq!(claims().count(), 2);
-    assert_eq!(claim_of(second).links(), [(TRACE.to_owned(), lost.id())]);
-    assert_eq!(claim_of(third).links(), [(TRACE.to_owned(), second.id())]);
-    assert_eq!(third.links(), [(TRACE.to_owned(), second.id())]);
-    let replicas: BTreeSet<_> =
-        [lost, second, third].map(|writer| writer.text("jarvis.replica")).into();
-    assert_eq!(replicas.len(), 3, "{replicas:?}");
-    let runs = all.iter().filter(|span| span.name() == RUN && span.parent() == third.id());
-    let runs: Vec<_> = runs.collect();
-    assert_eq!((runs.len(), runs[0].span.kind), (1, CLIENT));
-    assert_eq!(runs[0].text("jarvis.continuation"), "exact");
-    assert_eq!(one(&all, "write end").parent(), third.id());
+    each_successor_continues_the_writer_before_it(&all, request, lost);
 
     // Each span has its parent in the trace, or the client's.
     let ids: BTreeSet<_> = all.iter().map(Received::id).collect();
