@@ -51,7 +51,7 @@ async function more(page, where) {
   await findings(page, `${where}, images that wait`);
   await ask(page, "[[images]] what?");
   await until(page, "complete", 3);
-  await page.locator(".composer select.model").selectOption("tinyllama:latest");
+  await page.locator(".composer select.model").selectOption("");
   await page.setInputFiles("#images", { name: "pixel.png", mimeType: "image/png", buffer: PIXEL });
   await page.waitForSelector(".attached img");
   await ask(page, "[[images]] and now?");

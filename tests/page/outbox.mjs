@@ -89,10 +89,10 @@ await run(async (context) => {
     });
     await page.goto(base);
     await connected(page);
+    const tab = await open(context, `${base}#${session(page)}`);
     await attach(page, "[[images]] same");
     await attach(page, "[[images]] same");
     await ask(page, say("after"));
-    const tab = await open(context, `${base}#${session(page)}`);
     await until(page, "complete", 3);
     await until(tab, "complete", 3);
     const order = (await stored(session(page))).filter(({ role }) => role === "user").map(({ content }) => content);
@@ -227,7 +227,7 @@ await run(async (context) => {
       it.click();
       it.click();
     });
-    await page.getByText("another answer is on its way").waitFor();
+    await page.locator('.facts', { hasText: 'another answer is on its way' }).waitFor();
     await button.evaluate((it) => it.click());
     wire.isDown = false;
     await eventually(page, async () => (await page.locator(".siblings .place").allTextContents()).join() === "2 / 2", "2 / 2");

@@ -28,7 +28,8 @@ pub struct ModelList {
 pub async fn chat_models(State(shared): State<Shared>) -> Result<Json<ModelList>, Problem> {
     let models = shared.models().await?;
     let default = shared.settings.default_model.clone();
-    Ok(Json(ModelList { count: models.len(), models, default }))
+    let count = models.len();
+    Ok(Json(ModelList { models, count, default }))
 }
 
 /// The names of the models of all hosts.
