@@ -267,6 +267,7 @@ mod tests {
     }
 
     async fn issuer() -> (Arc<Issuer>, Arc<Served>) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let served = Arc::<Served>::default();
         let of_route = Arc::clone(&served);
         let answer = async move || {
