@@ -142,7 +142,6 @@ impl Fleet {
         });
         assert!(answered.await, "{repeated:?}");
         let repeated = repeated.expect("a reply");
-        assert_ne!(repeated["id"], lost, "another turn");
         assert_eq!(repeated["choices"][0]["message"]["content"], expected(question).as_str());
         assert_eq!(stat(&self.ollama, "started").await, started + 1, "it was answered once");
     }
