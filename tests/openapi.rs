@@ -132,9 +132,10 @@ async fn what_layers_refuse_and_what_a_body_lacks_is_described_of_every_operatio
     let Setup { replica, .. } = &setup_on(&HOST, &settings).await;
     let operations = operations(replica).await;
     assert!(operations.len() > 30, "{}", operations.len());
-    let token = token("alice");
     let asked = operations.iter().flat_map(|operation| REFUSED.map(|refused| (operation, refused)));
-    let replies = asked.map(async |(operation, (what, fields, body))| {
+    let replies = asked.enumerate().map(async |(number, (operation, (what, fields, body)))| {
+        // Each has a user of its own, who runs one import at a time.
+        let token = token(&format!("user-{number}"));
         let Operation { method, path, .. } = operation;
         let mut head = format!("{method} {path} HTTP/1.1\r\nAuthorization: Bearer {token}\r\n");
         if !fields.starts_with("Host") {
@@ -186,7 +187,7 @@ async fn a_handshake_and_an_import_are_answered_as_the_document_describes_them()
         ("/ws", "", format!("{upgrade}Sec-WebSocket-Key: short\r\n\r\n"), 400),
         ("/ws", "", format!("{whole}Content-Length: 2\r\n\r\n{{}}"), 400),
         ("/ws", "?session_id=mine", format!("{whole}\r\n"), 422),
-        ("/ws", "?cursor=rubbish", format!("{whole}\r\n"), 422),
+        ("/ws", "?cursor=rubbish", format!("{whole}\r\n"), 101),
         ("/ws", "", format!("{whole}Authorization: Bearer a.b.c\r\n\r\n"), 401),
         ("/ws", "", format!("{whole}Origin: https://evil.example\r\n\r\n"), 403),
         ("/api/v1/chat/import", "", lines(&format!("{line}\n{end}\n")), 200),
