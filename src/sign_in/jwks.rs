@@ -70,6 +70,7 @@ impl Issuer {
 
     fn with_clock(options: IssuerOptions, clock: KeyClock) -> anyhow::Result<Arc<Self>> {
         super::crypto::install();
+        let _ = rustls::crypto::ring::default_provider().install_default();
         // A redirect could lead to a server that the operator did not name.
         let client = reqwest::Client::builder().timeout(FETCH_LIMIT).redirect(Policy::none());
         let is_loopback = options.jwks_url.scheme() == "http";
@@ -267,7 +268,6 @@ mod tests {
     }
 
     async fn issuer() -> (Arc<Issuer>, Arc<Served>) {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let served = Arc::<Served>::default();
         let of_route = Arc::clone(&served);
         let answer = async move || {
