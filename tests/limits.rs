@@ -1125,7 +1125,8 @@ async fn no_call_of_the_limits_takes_redis_longer_than_five_milliseconds_with_1_
             open.extend(admitted.map_err(|refusal| refusal.to_string()).expect("admitted").socket);
         }
         assert_eq!(open.len(), SOCKETS as usize);
-        // One more is asked for: Redis then lists those that it holds.
+        // One more has Redis list those that it holds. It is admitted: without heartbeats this replica is
+        // gone, and its sockets fall with it.
         let _ = limits.admit(&subject, RequestKind::Socket, None).await;
         limits.usage(&subject).await;
         limits.renew_sockets().await;
