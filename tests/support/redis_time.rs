@@ -53,24 +53,6 @@ pub fn longest(calls: Vec<(String, f64)>) -> Vec<(String, f64)> {
 /// median of none is five milliseconds. Returns the medians.
 pub async fn takes_moments(
     what: &str,
-    measure: impl AsyncFnMut() -> Vec<(String, f64)>,
-) -> Vec<(String, f64)> {
-    takes_moments_in(what, TRIES / 2 + 1, measure).await
-}
-
-/// Measures the same calls several times, and asserts that each takes less than five milliseconds in one
-/// of them: where a bound of the service is such that its largest request is at the edge of them. Returns
-/// the medians.
-pub async fn takes_moments_at_best(
-    what: &str,
-    measure: impl AsyncFnMut() -> Vec<(String, f64)>,
-) -> Vec<(String, f64)> {
-    takes_moments_in(what, 1, measure).await
-}
-
-async fn takes_moments_in(
-    what: &str,
-    enough: usize,
     mut measure: impl AsyncFnMut() -> Vec<(String, f64)>,
 ) -> Vec<(String, f64)> {
     let mut tries: Vec<Vec<(String, f64)>> = Vec::new();
@@ -83,8 +65,8 @@ async fn takes_moments_in(
         assert_eq!(names(tries.last().expect("a try")), functions, "{what}: the same calls");
         let fast = |at: usize| tries.iter().filter(|calls| calls[at].1 < MOST).count();
         let counts: Vec<usize> = (0..functions.len()).map(fast).collect();
-        let is_fast = counts.iter().all(|fast| *fast >= enough);
-        let is_slow = counts.iter().any(|fast| tries.len() - fast > TRIES - enough);
+        let is_fast = counts.iter().all(|fast| *fast > TRIES / 2);
+        let is_slow = counts.iter().any(|fast| tries.len() - fast > TRIES / 2);
         if !is_fast && !is_slow && tries.len() < TRIES {
             continue;
         }

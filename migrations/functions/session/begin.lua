@@ -56,6 +56,7 @@ register {
     make_running(keys, {
       generation = args.generation, fence = args.fence, replica = waiting[3], turn = turn,
     })
+    keep(keys)
     return 'began'
   end,
 }

@@ -111,7 +111,8 @@ register {
       return { '-1' }
     end
     epoch = epoch or next_epoch(fields[2], args.new_epoch)
-    local reply = { tostring(redis.call('HLEN', keys.index)), string.match(epoch, '^%d+') }
+    local unindexed = tonumber(redis.call('HGET', keys.session, 'unindexed') or 0)
+    local reply = { tostring(unindexed + redis.call('HLEN', keys.index)), string.match(epoch, '^%d+') }
     if fields[1] then
       push_event(keys, args.cancel_tags[1], 'cancelled', fields[1], args.cancel_event)
       forget_running(keys)
@@ -128,6 +129,7 @@ register {
     local title = redis.call('HGET', keys.messages, 'title')
     redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.chains, keys.index, keys.waiting,
       keys.answer, keys.images)
+    redis.call('HDEL', keys.session, 'unindexed')
     redis.call('HSET', keys.session, 'bytes', redis.call('HLEN', keys.idempotency) * KEY_BYTES,
       'updated', args.now, 'epoch', epoch)
     if args.delete == '1' then

@@ -26,7 +26,8 @@ register {
     if count ~= tonumber(args.count) then
       return { 'incomplete', tostring(count) }
     end
-    redis.call('HDEL', keys.session, 'deleted', 'importing', 'own_messages', 'unanswered')
+    redis.call('HDEL', keys.session, 'deleted', 'importing', 'own_messages', 'unindexed',
+      'unanswered')
     redis.call('HSET', keys.messages, 'title', args.title)
     redis.call('HSET', keys.session, 'model', args.model, 'created', args.created,
       'updated', args.now, 'idle_seconds', 0, 'began', string.format('%.0f', now_us()))

@@ -63,7 +63,7 @@ impl OllamaMessages {
             if bytes > OwnConversation::BYTES {
                 let most = OwnConversation::BYTES;
                 return Err(invalid(format!(
-                    "messages: must have at most {most} bytes of text together"
+                    "messages: must have at most {most} bytes together, and each counts 512 more"
                 )));
             }
             before.push(message);

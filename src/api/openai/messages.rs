@@ -78,7 +78,7 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         bytes += OwnConversation::bytes_of(&message);
         if bytes > OwnConversation::BYTES {
             let most = OwnConversation::BYTES;
-            let msg = format!("must have at most {most} bytes of text together");
+            let msg = format!("must have at most {most} bytes together, and each counts 512 more");
             return Err(params.refuse("messages", INVALID_VALUE, msg));
         }
         before.push(message);

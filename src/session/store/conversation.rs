@@ -22,9 +22,11 @@ pub struct OwnConversation {
     has_images: bool,
 }
 
-/// Bytes of a stored message besides its text and what belongs to tools, about: the rest of its header, and
-/// what Redis takes for it (`MESSAGE_BYTES` in `messages.lua`).
-const STORED_MESSAGE_BYTES: usize = 280;
+/// Bytes that each message counts besides its text and what belongs to tools: more than it takes, as a
+/// thousand messages of a mebibyte would take Redis longer than a call may.
+const MESSAGE_BYTES: usize = 512;
+// So the bytes of a conversation are also those of its memory.
+const _: () = assert!(size_of::<Message>() <= MESSAGE_BYTES);
 
 /// The error for a conversation with more messages or bytes than a turn may bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +39,7 @@ const STORED_MESSAGE_BYTES: usize = 280;
 pub struct ConversationTooLarge {
     /// The number of its messages.
     pub messages: usize,
-    /// The bytes of their texts, and of what belongs to tools.
+    /// The bytes of all of them, as they count.
     pub bytes: usize,
 }
 
@@ -78,31 +80,26 @@ impl OwnConversation {
         self.has_images
     }
 
-    /// Returns the bytes of all messages together.
+    /// Returns the bytes of all messages together, as they count, which is more than they take as they
+    /// are stored.
     pub fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// Returns the bytes that the messages take as they are stored, about.
-    pub(super) fn stored_bytes(&self) -> usize {
-        self.bytes + self.messages.len() * STORED_MESSAGE_BYTES
     }
 
     /// Returns the bytes of memory that all messages take together, without images, about.
     pub(super) fn memory(&self) -> usize {
         let calls: usize = self.messages.iter().map(|message| message.tool_calls.len()).sum();
-        let (messages, calls) =
-            (self.messages.len() * size_of::<Message>(), calls * size_of::<ToolCall>());
-        self.bytes + messages + calls
+        self.bytes + calls * size_of::<ToolCall>()
     }
 
-    /// Returns the bytes of a message that a client sends: of its text, and of what belongs to tools,
-    /// as JSON: it is stored so, and a control character in it takes six bytes.
+    /// Returns the bytes that a message counts: those of its text, of what belongs to tools as JSON, where
+    /// a control character takes six bytes, and 512 for the message itself.
     pub fn bytes_of(message: &Message) -> usize {
         let calls = message.tool_calls.iter();
         let calls = calls.flat_map(|call| [&call.id, &call.name, &call.arguments]);
         let result = [&message.tool_call_id, &message.tool_name].into_iter().flatten();
-        message.content.len() + calls.chain(result).map(|text| json_length(text)).sum::<usize>()
+        let of_tools: usize = calls.chain(result).map(|text| json_length(text)).sum();
+        MESSAGE_BYTES + message.content.len() + of_tools
     }
 
     /// Returns the messages as they are stored at the beginning of a session: the parent of each is the
@@ -149,22 +146,22 @@ mod tests {
         let short = vec![text_message(Role::User, "x"); OwnConversation::MESSAGES];
         assert!(OwnConversation::new(short.clone()).is_ok());
         let result = Message {
-            tool_name: Some("n".repeat(OwnConversation::BYTES / 2 + 1)),
+            tool_name: Some("n".repeat(OwnConversation::BYTES / 2 - 511)),
             ..text_message(Role::Tool, "")
         };
         OwnConversation::new(vec![result.clone(); 2]).expect_err("each result repeats the name");
         let escaped = Message { content: String::new(), ..result.clone() };
-        let quotes = Some("\"".repeat(OwnConversation::BYTES / 2));
+        let quotes = Some("\"".repeat((OwnConversation::BYTES - MESSAGE_BYTES) / 2));
         assert!(
             OwnConversation::new(vec![Message { tool_name: quotes, ..escaped.clone() }]).is_ok()
         );
-        let control = Some("\u{1}".repeat(OwnConversation::BYTES / 6 + 1));
+        let control = Some("\u{1}".repeat((OwnConversation::BYTES - MESSAGE_BYTES) / 6 + 1));
         let refused = OwnConversation::new(vec![Message { tool_name: control, ..escaped }]);
         assert!(refused.is_err(), "as it is stored");
         let many = [short, vec![text_message(Role::User, "x")]].concat();
         let refused = OwnConversation::new(many).expect_err("one too many");
-        assert_eq!(refused, ConversationTooLarge { messages: 1_001, bytes: 1_001 });
-        let long = vec![text_message(Role::Tool, &"x".repeat(OwnConversation::BYTES + 1))];
+        assert_eq!(refused, ConversationTooLarge { messages: 1_001, bytes: 1_001 * 513 });
+        let long = vec![text_message(Role::Tool, &"x".repeat(OwnConversation::BYTES - 511))];
         assert!(OwnConversation::new(long).is_err());
         assert!(OwnConversation::new(Vec::new()).is_ok());
     }

@@ -17,6 +17,8 @@
 --                importing (1 while messages of a session are imported, which is deleted until then)
 --                own_messages (the number of messages that its first turn brought; a session with
 --                this field is not listed)
+--                unindexed (as many messages from the first one on are not in the index: what the first
+--                turn brought, as a thousand entries would take Redis two milliseconds)
 --                own_images (once: the images of that turn go with its end; else kept)
 --                of the running turn: generation, fence, replica, writers, started (number and tag
 --                of the event before it began), revision
@@ -38,7 +40,7 @@
 --                `branches.lua` has its fields
 --   chains       sorted set of such a session, by which the strand of a message is found. `branches.lua`
 --                has its members
---   index        hash: id of a message → its number. The id of an answer is its generation's, and
+--   index        hash: id of a message → its number, but of the first `unindexed` ones. The id of an answer is its generation's, and
 --                that of a question is its generation's with the last bit flipped.
 --   waiting      list: accepted turns that have not begun, in the order of acceptance, each
 --                <generation> <fence> <replica> <number of its accepted event>
@@ -140,7 +142,7 @@ local function keep(keys)
     seconds = math.max(seconds, OPEN_SECONDS)
   end
   -- An expiry within a tenth is exact enough, and saves nine calls in most turns. What a clear
-  -- removed, or a turn that waits began, may be without one. `chains` begins with `branches`.
+  -- removed may be without one. `chains` begins with `branches`.
   local left = redis.call('TTL', keys.messages)
   local has_all = redis.call('TTL', keys.path) ~= -1 and redis.call('TTL', keys.index) ~= -1
     and redis.call('TTL', keys.waiting) ~= -1 and redis.call('TTL', keys.images) ~= -1

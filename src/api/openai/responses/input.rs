@@ -209,7 +209,7 @@ pub fn conversation(
     if before.len() > OwnConversation::MESSAGES || total + instructions > OwnConversation::BYTES {
         let msg = format!(
             "must have, with what previous_response_id brings and with the instructions, at most {} \
-             messages and {} bytes of text",
+             messages and {} bytes, and each counts 512 more",
             OwnConversation::MESSAGES,
             OwnConversation::BYTES
         );
