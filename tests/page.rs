@@ -118,6 +118,7 @@ async fn what_was_asked_for_and_lost_with_a_connection_is_asked_for_again() {
 async fn what_is_on_its_way_is_asked_once_in_its_order_and_kept_until_the_service_has_it() {
     let checks = [
         "in doubt",
+        "one after the other",
         "lost reply",
         "order",
         "elsewhere",

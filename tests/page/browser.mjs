@@ -69,11 +69,11 @@ export async function ask(page, text) {
 }
 
 /** Waits until so many answers have this status. */
-export async function until(page, status, count = 1) {
+export async function until(page, status, count = 1, timeout = LIMIT) {
   await page.waitForFunction(
     ([status, count]) => document.querySelectorAll(`.answer.${status}`).length >= count,
     [status, count],
-    { timeout: LIMIT },
+    { timeout },
   );
 }
 
@@ -106,9 +106,11 @@ export async function stored(id, address = base, token = "") {
     try {
       // One replica may hang.
       const response = await fetch(url, { headers, signal: AbortSignal.timeout(2000) });
+      if (response.status === 429 || response.status >= 500) throw new Error(`status ${response.status}`);
       return (await response.json()).messages ?? [];
     } catch (error) {
       if (tries === 5) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 200));
     }
   }
 }

@@ -1,7 +1,7 @@
 // What is on its way: nothing is asked twice, in another order, or lost.
 import { createHash } from "node:crypto";
-import { ask, base, check, connected, open, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
-import { eventually, steer, takeDown } from "./socket.mjs";
+import { LIMIT, ask, base, check, connected, open, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
+import { bringUp, eventually, steer, takeDown } from "./socket.mjs";
 
 const [seeing] = rest;
 const PIXEL = Buffer.from(
@@ -22,6 +22,21 @@ async function steered(context, address = base) {
   return { page, wire };
 }
 
+/** Whether the browser keeps the images of the first message that is on its way; runs in the page. */
+const isKept = (session) =>
+  new Promise((resolve) => {
+    const [{ message_id }] = JSON.parse(localStorage.getItem(`jarvis.outgoing.${session}`));
+    const opening = indexedDB.open("jarvis", 1);
+    opening.onerror = () => resolve(false);
+    opening.onsuccess = () => {
+      const found = opening.result.transaction("pictures").objectStore("pictures").getKey(message_id);
+      found.onsuccess = () => {
+        opening.result.close();
+        resolve(found.result !== undefined);
+      };
+    };
+  });
+
 async function attach(page, text) {
   await page.setInputFiles("#images", file);
   await page.waitForSelector(".attached img");
@@ -32,26 +47,51 @@ await run(async (context) => {
   // The service says that Redis does not answer, and had accepted the question.
   {
     const { page, wire } = await steered(context);
-    let refusals = 0;
-    wire.up = (message, pass, { inject }) => {
-      pass();
-      if (message.type !== "chat" || refusals > 0) return;
-      refusals += 1;
+    let count = 0;
+    let seen;
+    const isSeen = new Promise((resolve) => (seen = resolve));
+    wire.up = async (message, pass, { inject }) => {
+      if (message.type !== "chat") return pass();
+      count += 1;
+      if (count > 1) {
+        await isSeen;
+        wire.down = undefined;
+        return pass();
+      }
       const { message_id } = message;
       wire.down = (event, through) => event.message_id === message_id || through();
+      pass();
       inject({ type: "error", code: "store_unavailable", message: "Redis does not answer", retryable: true, message_id });
-      setTimeout(() => (wire.down = undefined), 500);
     };
     await ask(page, say("once"));
     await page.getByText("The message is not taken yet, and is sent again.").waitFor();
+    seen();
     await until(page, "complete");
-    await eventually(page, async () => (await page.locator(".question.complete").count()) === 1, "the question");
-    const chats = wire.sent.filter(({ type }) => type === "chat");
-    check(chats.length === 2 && chats[0].message_id === chats[1].message_id, JSON.stringify(chats));
+    await eventually(page, async () => (await page.locator(".question.complete").count()) === 1 && (await page.locator("article").count()) === 2, "the question, once");
+    const ids = wire.sent.filter(({ type }) => type === "chat").map(({ message_id }) => message_id);
+    check(ids.length >= 2 && new Set(ids).size === 1, JSON.stringify(ids));
     same(await roles(session(page)), "user,assistant", "the stored messages");
-    check((await page.locator("article").count()) === 2, "it is shown once");
     await page.close();
     report({ check: "in doubt" });
+  }
+
+  // The first of two messages is not taken at once: the second one waits for it.
+  {
+    const { page, wire } = await steered(context);
+    let isRefused = false;
+    wire.up = (message, pass, { inject }) => {
+      if (message.type !== "chat" || isRefused) return pass();
+      isRefused = true;
+      const { message_id } = message;
+      inject({ type: "error", code: "store_unavailable", message: "Redis does not answer", retryable: true, message_id });
+    };
+    await ask(page, say("one"));
+    await ask(page, say("two"));
+    await until(page, "complete", 2);
+    const order = (await stored(session(page))).filter(({ role }) => role === "user").map(({ content }) => content);
+    same(order.join("|"), [say("one"), say("two")].join("|"), "the stored order");
+    await page.close();
+    report({ check: "one after the other" });
   }
 
   // Images: the first request comes to a replica that is being replaced; the second one is accepted, and its
@@ -66,7 +106,7 @@ await run(async (context) => {
       lost += 1;
       if (lost > 2) return route.continue();
       if (lost === 2) await route.fetch().catch(() => {});
-      await route.fulfill({ status: 502, contentType: "application/json", body: "{}" });
+      await route.fulfill({ status: 502, contentType: "application/json", body: "{}" }).catch(() => {});
     });
     await page.goto(base);
     await connected(page);
@@ -124,7 +164,7 @@ await run(async (context) => {
     await connected(page);
     await attach(page, "[[images]] kept");
     await page.waitForSelector(".question.sending");
-    await page.waitForTimeout(200);
+    await eventually(page, () => page.evaluate(isKept, session(page)), "the images are kept");
     isStuck = false;
     await page.reload();
     await until(page, "complete");
@@ -188,7 +228,7 @@ await run(async (context) => {
     await page.reload();
     await connected(page);
     await page.getByRole("button", { name: "Change it" }).click();
-    same(await page.inputValue("#question"), "refused?", "the draft");
+    await eventually(page, async () => (await page.inputValue("#question")) === "refused?", "the draft");
     check((await page.locator("article").count()) === 0, "the question went back");
     await page.press("#question", "Enter");
     await until(page, "complete");
@@ -229,9 +269,10 @@ await run(async (context) => {
     });
     await page.locator('.facts', { hasText: 'another answer is on its way' }).waitFor();
     await button.evaluate((it) => it.click());
-    wire.isDown = false;
+    await bringUp(page, wire);
     await eventually(page, async () => (await page.locator(".siblings .place").allTextContents()).join() === "2 / 2", "2 / 2");
-    check(wire.sent.filter(({ type }) => type === "regenerate").length === 1, "asked for once");
+    const keys = wire.sent.filter(({ type }) => type === "regenerate").map((it) => it.idempotency_key);
+    check(keys[0] && new Set(keys).size === 1, "asked for once");
 
     // As many as may be, and a text that is too long: the page says so, and keeps the text.
     takeDown(wire);
@@ -244,8 +285,8 @@ await run(async (context) => {
     same(await page.textContent(".refusal"), "The message is 2 characters too long; it may have 32,768.", "too long");
     same(String((await page.inputValue("#question")).length), "32770", "nothing is cut");
     await page.fill("#question", "");
-    wire.isDown = false;
-    await until(page, "complete", 9);
+    await bringUp(page, wire);
+    await until(page, "complete", 9, 2 * LIMIT);
     await page.close();
     report({ check: "bounds" });
   }

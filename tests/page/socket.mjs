@@ -1,4 +1,5 @@
 // A WebSocket between the page and the service that a script steers: it holds, drops, changes and cuts.
+import { LIMIT } from "./browser.mjs";
 
 /** Puts itself between the page and the service. `up` gets each message of the page, and `down` each
  * event of the service, with a function that passes it on, and the connection. */
@@ -44,11 +45,17 @@ export function takeDown(wire) {
   wire.last.cut();
 }
 
+/** Lets the page connect again, at once. */
+export async function bringUp(page, wire) {
+  wire.isDown = false;
+  await page.evaluate(() => void dispatchEvent(new Event("online")));
+}
+
 /** Waits until something holds. */
 export async function eventually(page, holds, what) {
-  const end = Date.now() + 15_000;
+  const end = Date.now() + LIMIT;
   while (!(await holds())) {
-    if (Date.now() > end) throw new Error(`not within 15 s: ${what}`);
+    if (Date.now() > end) throw new Error(`not in time: ${what}`);
     await page.waitForTimeout(20);
   }
 }

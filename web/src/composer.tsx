@@ -29,7 +29,8 @@ export function Composer({ conversation }: { conversation: Conversation }) {
   const long = tooLong(text);
   const isRunning = conversation.messages.value.some((message) => message.isOpen);
 
-  useEffect(() => {
+  // Before the field is shown: a text of the last conversation would be sent in this one.
+  useLayoutEffect(() => {
     setText(readDraft(id));
     setPictures(attached.get(id) ?? []);
     setTrouble("");
@@ -38,7 +39,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
 
   // Another tab has the same draft.
   const changes = draftChanges.value;
-  useEffect(() => {
+  useLayoutEffect(() => {
     setText(readDraft(id));
   }, [changes]);
 

@@ -110,8 +110,8 @@ export class Outbox {
   /** What this browser kept of an earlier visit: on its way, and refused. */
   readonly stored: Outgoing[];
   private readonly key: string;
-  /** What was sent on this connection. */
-  private readonly onWire = new Set<string>();
+  /** The message that was sent on this connection. */
+  private onWire = "";
   /** Since when the outcome of a message is in doubt. */
   private readonly doubts = new Map<string, number>();
   private readonly pictures = new Map<string, Picture[]>();
@@ -154,7 +154,7 @@ export class Outbox {
 
   /** A connection is open: what is on its way is sent on it. */
   connected(): void {
-    this.onWire.clear();
+    this.onWire = "";
     this.pump();
   }
 
@@ -171,7 +171,7 @@ export class Outbox {
   failed(messageId: string, failure: Failure): boolean {
     const item = this.items.value.find(({ message_id }) => message_id === messageId);
     if (!item) return false;
-    this.onWire.delete(messageId);
+    if (this.onWire === messageId) this.onWire = "";
     if (this.mayRetry(messageId, failure)) this.pause(failure);
     else this.refuse(item, failure);
     return true;
@@ -207,18 +207,16 @@ export class Outbox {
     this.connected();
   }
 
-  /** Sends what may be sent now. One with images goes over a way of its own, so that it goes only when
-   * all before it were accepted, and all behind it wait: turns run in the order of their acceptance. */
+  /** Sends what may be sent now: the first message, as turns run in the order of their acceptance, and
+   * one that is not accepted at once is sent again later. */
   private pump(): void {
     if (this.aborts.signal.aborted || Date.now() < this.pausedUntil) return;
-    for (const [place, item] of this.items.value.entries()) {
-      if (item.pictures) {
-        if (place === 0) void this.upload(item);
-        return;
-      }
-      if (this.onWire.has(item.message_id)) continue;
-      if (!this.owner.send(sent(item))) return;
-      this.onWire.add(item.message_id);
+    const item = this.items.value[0];
+    if (!item) return;
+    if (item.pictures) {
+      void this.upload(item);
+    } else if (this.onWire !== item.message_id && this.owner.send(sent(item))) {
+      this.onWire = item.message_id;
     }
   }
 
@@ -287,7 +285,8 @@ export class Outbox {
       }
     } finally {
       this.uploading = "";
-      if (this.items.value[0] !== item) this.pump();
+      // One that was broken off goes on where the outbox was opened again meanwhile.
+      if (signal.aborted || this.items.value[0] !== item) this.pump();
     }
   }
 

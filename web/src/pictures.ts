@@ -109,8 +109,10 @@ export async function dropPictures(messageId: string): Promise<void> {
   await stored("readwrite", (store) => store.delete(messageId)).catch(() => {});
 }
 
-/** Drops the kept images of all messages but these. */
-export async function dropPicturesBut(messages: ReadonlySet<string>): Promise<void> {
+/** Drops the kept images of all messages but these, which are read after the images: another tab keeps
+ * a message before its images. */
+export async function dropPicturesBut(messages: () => ReadonlySet<string>): Promise<void> {
   const keys = await stored("readonly", (store) => store.getAllKeys()).catch(() => []);
-  for (const key of keys) if (!messages.has(String(key))) await dropPictures(String(key));
+  const due = messages();
+  for (const key of keys) if (!due.has(String(key))) await dropPictures(String(key));
 }

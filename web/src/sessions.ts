@@ -461,8 +461,8 @@ export function follow(): void {
   addEventListener("hashchange", go);
   addEventListener("popstate", go);
   openUndelivered();
-  const due = kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
-  void dropPicturesBut(new Set(due.map(({ message_id }) => message_id)));
+  const due = () => kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
+  void dropPicturesBut(() => new Set(due().map(({ message_id }) => message_id)));
   document.addEventListener("visibilitychange", () => {
     if (document.visibilityState === "visible" && userId.peek()) refresh().catch(() => {});
   });
