@@ -23,7 +23,7 @@ use crate::http::extract::caller::{ClientSources, TrustedProxies};
 use crate::http::listener::{self, ClientLimits};
 use crate::http::middleware::AllowLists;
 use crate::http::room::ConnectionRoom;
-use crate::lifecycle::{Lifecycle, Phase, TaskEnd, descriptors};
+use crate::lifecycle::{Lifecycle, Phase, TaskEnd, descriptors, spawn_caught};
 use crate::limits::RateLimits;
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig, HostConfig};
@@ -376,7 +376,7 @@ fn preload(settings: &HostSettings, fleet: &Fleet, lifecycle: &Lifecycle) {
         return;
     }
     let (fleet, draining) = (fleet.clone(), lifecycle.clone());
-    lifecycle.spawn_optional("preload", async move {
+    spawn_caught("preload", async move {
         tokio::select! {
             () = fleet.preload(&models, num_ctx) => {}
             () = draining.reached(Phase::Draining) => {}

@@ -1,5 +1,5 @@
 //! The imports of the sources run down the table of modules in ARCHITECTURE.md, and no files import each
-//! other in a circle.
+//! other in a circle. Tasks are started where their panics are caught.
 #![allow(missing_docs, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -204,6 +204,24 @@ fn a_module_imports_only_modules_below_it_in_the_table_of_the_architecture() {
         }
     }
     assert!(upward.is_empty(), "{upward}");
+}
+
+/// What starts a task as it is, so that a panic in it would be neither logged nor counted.
+const BARE_STARTS: [&str; 3] = ["tokio::spawn(", "runtime.spawn(", "s.spawn(async"];
+
+#[test]
+fn every_task_is_started_where_its_panic_is_caught() {
+    let mut bare = String::new();
+    for (module, text) in &sources() {
+        // Where panics are caught, and what is below: a lost span, and the end of a change of the filter.
+        let may = matches!(&*module[0], "lifecycle" | "telemetry");
+        let starts =
+            text.lines().filter(|line| BARE_STARTS.iter().any(|start| line.contains(start)));
+        for line in starts.filter(|_| !may) {
+            writeln!(bare, "{}: {}", module.join("/"), line.trim()).expect("a text");
+        }
+    }
+    assert!(bare.is_empty(), "not spawn_caught, spawn_on_drop or catch_panic:\n{bare}");
 }
 
 #[test]

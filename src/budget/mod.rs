@@ -21,6 +21,7 @@ use tracing::Instrument;
 
 pub use sessions::{Deletion, DueSession, ListEntry, ListOrder, ListPosition};
 
+use crate::lifecycle::spawn_caught;
 use crate::redis::{Call, RedisError, keys};
 use crate::session::store::Evicted;
 use crate::session::{Owner, SessionId, Store, StoreError};
@@ -192,12 +193,12 @@ impl Budget {
                 return None;
             };
             if !work.is_empty() {
-                tokio::spawn(async move { budget.catch_up(&work).await });
+                spawn_caught("budget", async move { budget.catch_up(&work).await });
             }
             Some((verdict, listed, token))
         };
-        let asked = tokio::spawn(asked.in_current_span()).await;
-        let Some((verdict, listed, token)) = asked.ok().flatten() else {
+        let asked = spawn_caught("budget", asked.in_current_span()).await;
+        let Ok(Ok(Some((verdict, listed, token)))) = asked else {
             return Ok(RoomGrant::default());
         };
         match &*verdict {

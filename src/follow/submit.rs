@@ -1,9 +1,9 @@
 //! The submission of a turn for a client.
 
-use tokio::runtime::Handle;
 use tracing::Instrument;
 
 use crate::generation::{Generations, SubmitError, Submitted};
+use crate::lifecycle::{spawn_caught, spawn_on_drop};
 use crate::limits::{LimitRefusal, TurnPermit};
 use crate::session::store::NewTurn;
 use crate::session::{GenerationId, Owner, SessionId};
@@ -54,11 +54,10 @@ impl Drop for CancelOnDrop {
         if self.may_repeat && self.generations.has_stopped() {
             return;
         }
-        // Without a runtime the process is ending, and other replicas take over its turns.
-        let Ok(runtime) = Handle::try_current() else { return };
         let (generations, owner, session) =
             (self.generations.clone(), self.owner.clone(), self.session);
-        runtime.spawn(async move {
+        // The turns of a process that ends are taken over by other replicas.
+        spawn_on_drop("submission", async move {
             if let Err(error) = generations.cancel(&owner, session, Some(generation)).await {
                 tracing::warn!(%error, %generation, "cancel after disconnect failed");
             }
@@ -103,11 +102,10 @@ pub async fn submit(
         Ok(AcceptedTurn { submitted, guard })
     };
     let task = traces::within(traces::current(), task);
-    let accepted: Result<AcceptedTurn, SubmitError> =
-        tokio::spawn(task.in_current_span()).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "turn submission failed");
-            Err(SubmitError::Internal)
-        });
+    let accepted = match spawn_caught("submission", task.in_current_span()).await {
+        Ok(Ok(accepted)) => accepted,
+        Ok(Err(_)) | Err(_) => Err(SubmitError::Internal),
+    };
     match &accepted {
         Ok(accepted) => {
             let generation = tracing::field::display(accepted.submitted.generation);

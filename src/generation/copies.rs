@@ -17,7 +17,7 @@ use super::Generations;
 use super::deletion::DeletedSessions;
 use super::redo::{self, Finished, KEPT, RedoEntry};
 use super::writer::Writer;
-use crate::lifecycle::TaskEnd;
+use crate::lifecycle::{TaskEnd, catch_panic};
 use crate::redis::Listener;
 use crate::retry::Backoff;
 use crate::session::store::{Cancellation, Clearing, Selection, Transfer, TurnCopy};
@@ -272,7 +272,9 @@ impl Adopted {
     pub(super) fn apply_ends(&mut self, generations: &Generations) {
         let ends = std::mem::take(&mut self.ends);
         let running = generations.clone();
-        generations.tasks.spawn(async move { redo::apply(&running, ends).await });
+        generations
+            .tasks
+            .spawn(catch_panic("copies", async move { redo::apply(&running, ends).await }));
     }
 
     /// Restores the turns that Redis does not have, in the background. Those that it has were
@@ -280,7 +282,9 @@ impl Adopted {
     pub(super) fn restore_turns(self, generations: &Generations) {
         let turns: Vec<_> = self.turns.into_iter().map(|(copy, entry)| (copy.at, entry)).collect();
         let running = generations.clone();
-        generations.tasks.spawn(async move { redo::apply(&running, turns).await });
+        generations
+            .tasks
+            .spawn(catch_panic("copies", async move { redo::apply(&running, turns).await }));
     }
 
     /// Keeps the turns for another attempt, because the claims of those that Redis has failed.

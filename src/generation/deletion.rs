@@ -3,7 +3,7 @@
 //! The index holds what is left to delete. Each session is deleted as by its own request, with an
 //! epoch that belongs to the deletion: a repeat finds it deleted, or created again by the user, and
 //! changes nothing then. A session that was created since the deletion began stays, too: it is listed
-//! again, and its own time tells then. The clock of its node may differ from that of the index, so no
+//! again, and its own time decides then. The clock of its node may differ from that of the index, so no
 //! session that is not listed again is compared.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::Generations;
 use crate::budget::{Deletion, DueSession};
-use crate::lifecycle::TaskEnd;
+use crate::lifecycle::{TaskEnd, catch_panic};
 use crate::retry::{Backoff, retry};
 use crate::session::store::Clearing;
 use crate::session::{Owner, SessionId, Store, StoreError};
@@ -125,9 +125,11 @@ impl Generations {
         }
         let generations = self.clone();
         // A client that goes away ends nothing.
-        let running = self.tasks.spawn(async move { generations.carry_on(deletion).await });
+        let carried_on =
+            catch_panic("deletion", async move { generations.carry_on(deletion).await });
+        let running = self.tasks.spawn(carried_on);
         match timeout(REQUEST_LIMIT, running).await {
-            Ok(Ok(Some(deleted))) => Ok(DeletedAll::Done(deleted)),
+            Ok(Ok(Ok(Some(deleted)))) => Ok(DeletedAll::Done(deleted)),
             _ => Ok(DeletedAll::Running(count)),
         }
     }

@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -16,6 +15,7 @@ use super::capacity;
 use super::failures::queue_full;
 use super::held_texts::HeldTexts;
 use super::{EmbedRequest, Generations, SubmitError};
+use crate::lifecycle::{spawn_caught, spawn_on_drop};
 use crate::limits::{Subject, TurnPermit};
 use crate::model_name;
 use crate::ollama::{HostId, OllamaError, Vectors};
@@ -175,7 +175,7 @@ impl Generations {
     async fn count_embedded(&self, owner: &Owner, generation: GenerationId, tokens: u64) {
         metrics::counter!(metric::TOKENS_TOTAL, "kind" => "prompt").increment(tokens);
         let (limits, owner) = (self.limits.clone(), owner.clone());
-        let counted = tokio::spawn(async move {
+        let counted = spawn_caught("limits", async move {
             limits.count_tokens(&owner, generation, tokens).await;
         });
         // It goes on where the reply does not wait for it.
@@ -337,14 +337,14 @@ impl Drop for EmbedRun<'_> {
         }
         let leaving = self.under_way.take().map_or(0, |texts| self.estimated_tokens(texts));
         let tokens = self.tokens + leaving;
-        // Without a runtime the process is ending.
-        let Ok(runtime) = Handle::try_current() else { return };
         if tokens == 0 {
             return;
         }
         let generations = self.generations.clone();
         let (owner, generation) = (self.permit.subject.owner.clone(), self.generation);
-        runtime.spawn(async move { generations.count_embedded(&owner, generation, tokens).await });
+        spawn_on_drop("limits", async move {
+            generations.count_embedded(&owner, generation, tokens).await;
+        });
     }
 }
 

@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep_until};
 
 use super::writer_state::{Fenced, Pause, Reply, Rewind, WriterCall, WriterState};
+use crate::lifecycle::spawn_caught;
 use crate::retry::Backoff;
 use crate::session::model::{Continuation, ContinuedHow, Runner};
 use crate::session::store::{TakenBack, Turn, Written};
@@ -240,7 +241,7 @@ impl Writer {
     fn store_continued(&self) {
         let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
         let (continued, runner) = (self.continued.clone(), self.runner.clone());
-        tokio::spawn(async move {
+        spawn_caught("writer", async move {
             if let Err(error) = store.note_continued(&turn, &continued, runner.as_ref()).await {
                 tracing::debug!(%error, "continuation not stored");
             }

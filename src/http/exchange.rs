@@ -33,6 +33,7 @@ use crate::http::room::{
     self, ConnectionRoom, FREE_BYTES, REPLY_BYTES, RoomPermit, TakenRoom, WholeBodyRoom,
 };
 use crate::http::stream_limit::{PIECE_BYTES, gave_piece, took_pieces};
+use crate::lifecycle::spawn_caught;
 
 /// Bytes of an unread body that are read and dropped so that its connection can be kept.
 const DRAINED_BYTES: u64 = 1 << 20;
@@ -113,7 +114,7 @@ pub async fn handle(
             // Reading would make a client that waits for "100 Continue" send an unwanted body.
             let drained = (was_polled || !awaits_continue) && drain(&mut body).await;
             if !drained && !has_own_connection {
-                tokio::spawn(linger(body));
+                spawn_caught("connection", linger(body));
             }
             drained
         }

@@ -29,7 +29,7 @@ use crate::http::peer::{ClientConnection, OrderlyClose};
 use crate::http::problem::Problem;
 use crate::http::room::ConnectionRoom;
 use crate::http::stream_limit::{PIECE_BYTES, StreamExecutor};
-use crate::lifecycle::{Lifecycle, Phase, TaskEnd, catch_panic};
+use crate::lifecycle::{Lifecycle, Phase, TaskEnd, spawn_caught};
 use crate::telemetry::{count_slow_reader, metric};
 
 /// Bytes of the kernel's buffer for each direction of a connection, which the kernel doubles. Its
@@ -143,12 +143,12 @@ pub async fn serve(
         if let Some(probe) = probe {
             let client = Arc::new(ClientConnection::new(stream, connections.token(), of_address));
             let answered = answer_probe(Arc::clone(&client), address, router.clone(), room.clone());
-            tokio::spawn(catch_panic("connection", async move {
+            spawn_caught("connection", async move {
                 if timeout(SILENCE_LIMIT, client.first_byte()).await.is_ok() {
                     let _ = timeout(PROBE_LIMIT, answered).await;
                 }
                 drop(probe);
-            }));
+            });
             continue;
         }
         if let Err(error) = stream.set_nodelay(true) {
@@ -165,7 +165,7 @@ pub async fn serve(
         let lifecycle = lifecycle.clone();
         // A panic while a body is streamed ends the connection here. The connection counts until its
         // last part is dropped: a WebSocket, or the close of a dropped one, outlives this task.
-        tokio::spawn(catch_panic("connection", async move {
+        spawn_caught("connection", async move {
             let mut connection = pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => return,
@@ -177,7 +177,7 @@ pub async fn serve(
                 // The client sends no request, and keeps the connection open.
                 () = client.idle(end_limit) => {}
             }
-        }));
+        });
     }
     connections.close();
     connections.wait().await;

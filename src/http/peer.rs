@@ -13,7 +13,6 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +20,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::http::connections::CountedConnection;
 use crate::http::room::{kib, resize};
+use crate::lifecycle::spawn_on_drop;
 
 /// How long a connection lingers after its last response.
 pub const LINGER_LIMIT: Duration = Duration::from_secs(30);
@@ -104,10 +104,9 @@ impl ClientConnection {
     /// Closes a connection in the background that is dropped without a close after a request that
     /// will not be read: hyper drops one whose request offered an upgrade that was refused.
     pub fn close_dropped(self: &Arc<Self>) {
-        let Ok(runtime) = Handle::try_current() else { return };
         if self.refused_unread.load(Ordering::Relaxed) {
             let client = Arc::clone(self);
-            runtime.spawn(async move {
+            spawn_on_drop("connection", async move {
                 let mut close = OrderlyClose::default();
                 let _ = poll_fn(|context| close.poll(&client, context)).await;
             });

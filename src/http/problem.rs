@@ -185,7 +185,7 @@ impl Problem {
         Self { standings, ..problem }.retry_after(refusal.retry_seconds())
     }
 
-    /// Tells what is left of these limits, from which the refused request took.
+    /// Reports what is left of these limits, from which the refused request took.
     #[must_use]
     pub fn with_standings(self, standings: Vec<Standing>) -> Self {
         let standings = Some(Box::new(Standings(standings))).filter(|it| !it.0.is_empty());

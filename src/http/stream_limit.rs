@@ -11,6 +11,7 @@ use std::time::Duration;
 use hyper::rt::Executor;
 use tokio::time::{Sleep, sleep};
 
+use crate::lifecycle::spawn_caught;
 use crate::telemetry::count_slow_reader;
 
 /// Bytes of a response that a stream takes at once: what one frame of HTTP/2 carries, unless the
@@ -54,7 +55,7 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(HAND_OVER.scope(HandOver::default(), limited(stream, self.0)));
+        spawn_caught("connection", HAND_OVER.scope(HandOver::default(), limited(stream, self.0)));
     }
 }
 

@@ -9,6 +9,6 @@ mod phase;
 mod tasks;
 
 pub use self::failure::TaskFailure;
-pub use self::panic::{Panicked, catch_panic};
+pub use self::panic::{Panicked, catch_panic, spawn_caught, spawn_on_drop};
 pub use self::phase::{Lifecycle, Phase};
 pub use self::tasks::TaskEnd;

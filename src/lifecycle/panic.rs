@@ -4,6 +4,8 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 use crate::telemetry::metric;
 
@@ -31,6 +33,26 @@ pub fn catch_panic<F: Future>(
     })
 }
 
+/// Starts a task for a piece of work that ends, as [`catch_panic`] runs it. Panics outside a Tokio
+/// runtime.
+pub fn spawn_caught<F>(part: &'static str, future: F) -> JoinHandle<Result<F::Output, Panicked>>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    tokio::spawn(catch_panic(part, future))
+}
+
+/// Starts a task for what a dropped value leaves to be done, as [`catch_panic`] runs it. Without a
+/// runtime the process is ending, and nothing is done: other replicas clean up after it.
+pub fn spawn_on_drop<F>(part: &'static str, future: F)
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(catch_panic(part, future));
+    }
+}
+
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default()
@@ -46,5 +68,7 @@ mod tests {
         let number = 7;
         let caught = catch_panic("test", async { panic!("number {number}") }).await;
         assert_eq!(caught, Err::<(), _>(Panicked { message: "number 7".to_owned() }));
+        let spawned = spawn_caught("test", async { panic!("number 7") }).await;
+        assert_eq!(spawned.expect("the task ends"), caught);
     }
 }

@@ -35,16 +35,6 @@ impl Lifecycle {
             lifecycle.note_failure(TaskFailure { task: name, reason });
         })
     }
-
-    /// Starts a task that the process can do without. A panic is logged with the task's name, and
-    /// counted. Panics outside a Tokio runtime.
-    pub fn spawn_optional(
-        &self,
-        name: &'static str,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) -> JoinHandle<()> {
-        tokio::spawn(async move { drop(catch_panic(name, task).await) })
-    }
 }
 
 #[cfg(test)]
@@ -58,8 +48,6 @@ mod tests {
         let aborted = lifecycle.spawn("aborted", std::future::pending());
         aborted.abort();
         assert!(aborted.await.is_err_and(|error| error.is_cancelled()));
-        let optional = lifecycle.spawn_optional("optional", async { panic!("on purpose") });
-        optional.await.expect("the panic is caught");
         assert_eq!(lifecycle.failure(), None);
         let stuck = async { TaskEnd::Failed("no address".to_owned()) };
         lifecycle.spawn("stuck", stuck).await.expect("an end");

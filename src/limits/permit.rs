@@ -3,13 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::runtime::Handle;
-
 use super::charge::{SlotCharges, SlotOutcome};
 use super::policy::{LimitKind, LimitRefusal, Standing, Subject};
 use super::sockets::UserSocket;
 use super::store::TakeOptions;
 use super::{KNOWN_SESSIONS, RateLimits, lock};
+use crate::lifecycle::spawn_on_drop;
 use crate::session::SessionId;
 
 /// A request that no limit refuses.
@@ -191,21 +190,17 @@ impl Drop for SessionPermit {
 
 /// Takes from the limits in one hash slot, whatever is left.
 fn take_later(limits: &RateLimits, slot: SlotCharges) {
-    // Without a runtime the process is ending.
-    let Ok(runtime) = Handle::try_current() else { return };
     let limits = limits.clone();
     let options = TakeOptions { forced: true, ..TakeOptions::default() };
-    runtime.spawn(async move { limits.take(&slot, options).await });
+    spawn_on_drop("limits", async move { limits.take(&slot, options).await });
 }
 
 fn give_back_later(limits: &RateLimits, taken: Vec<Taken>) {
     if taken.is_empty() {
         return;
     }
-    // Without a runtime the process is ending.
-    let Ok(runtime) = Handle::try_current() else { return };
     let limits = limits.clone();
-    runtime.spawn(async move {
+    spawn_on_drop("limits", async move {
         for taken in &taken {
             limits.give_back(taken).await;
         }

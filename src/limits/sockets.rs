@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::runtime::Handle;
 
 use super::policy::Standing;
 use super::store::{HOLD, LimitStore};
+use crate::lifecycle::spawn_on_drop;
 
 /// How often the holds of open sockets are renewed, so that two renewals may fail.
 pub(super) const RENEW_EVERY: Duration = HOLD.checked_div(3).expect("a divisor");
@@ -42,7 +42,7 @@ pub struct UserSocket {
     name: String,
     /// Whether Redis may hold it.
     is_held: bool,
-    /// What was left of the user's sockets when it was opened, where its response is to tell.
+    /// What was left of the user's sockets when it was opened, where its response reports it.
     pub(super) standing: Option<Standing>,
 }
 
@@ -141,7 +141,7 @@ impl UserSockets {
 }
 
 impl UserSocket {
-    /// Returns what was left of the user's sockets when it was opened, where its response is to tell.
+    /// Returns what was left of the user's sockets when it was opened, where its response reports it.
     pub fn standing(&self) -> Option<&Standing> {
         self.standing.as_ref()
     }
@@ -175,10 +175,9 @@ impl Drop for UserSocket {
         if !self.is_held {
             return;
         }
-        // Without a runtime the process is ending, and its holds fall with it.
-        let Ok(runtime) = Handle::try_current() else { return };
         let (sockets, caller, name) =
             (self.sockets.clone(), self.caller.clone(), self.name.clone());
-        runtime.spawn(async move { sockets.release(&caller, vec![name]).await });
+        // The holds of a process that ends fall with it.
+        spawn_on_drop("limits", async move { sockets.release(&caller, vec![name]).await });
     }
 }

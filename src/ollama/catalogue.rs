@@ -12,7 +12,7 @@ use super::error::OllamaError;
 use super::host::{Details, Host};
 use super::lock;
 use super::reply::{LoadedModel, Model};
-use crate::lifecycle::catch_panic;
+use crate::lifecycle::{catch_panic, spawn_caught};
 use crate::model_name::ModelName;
 
 /// How long a listing is fresh.
@@ -137,7 +137,7 @@ impl Catalogue {
         .boxed()
         .shared();
         state.pending = Some(pending.clone());
-        tokio::spawn(pending.clone());
+        spawn_caught("catalogue", pending.clone());
         pending
     }
 

@@ -120,8 +120,8 @@ pub enum OllamaError {
     /// host: fewer texts at a time may do.
     #[error("the texts are too many for one request to a model host; send fewer")]
     TooManyTexts,
-    /// The vector of one text is larger than any reply may be. This is no fault of the host, which did
-    /// as it was told.
+    /// The vector of one text is larger than any reply may be. This is no fault of the host, which
+    /// did what it was asked for.
     #[error("the vectors are larger than a reply may be; ask for fewer dimensions")]
     ReplyTooLarge,
 }

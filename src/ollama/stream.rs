@@ -14,6 +14,7 @@ use super::parallel::ObservedStream;
 use super::refusal::failure;
 use super::reply::{Done, DoneReason, Model};
 use super::wire::Token;
+use crate::lifecycle::spawn_caught;
 use crate::telemetry::traces::TraceContext;
 
 /// Equal tokens in a row after which Ollama ends a stream without a last line.
@@ -95,7 +96,7 @@ impl TokenStream {
                 self.observed = None;
                 self.host.breakers.succeeded(&self.model.key);
                 if let Some(response) = self.response.take() {
-                    tokio::spawn(read_tail(response));
+                    spawn_caught("model stream", read_tail(response));
                 }
             }
             Ok(_) => {}

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::ticket::{Grant, Returned, Ticket, TicketReply, TicketStatus};
 use super::{LocalTicket, QueueInner};
+use crate::lifecycle::spawn_on_drop;
 use crate::redis::RedisError;
 use crate::session::GenerationId;
 
@@ -137,13 +137,12 @@ impl Drop for PendingCall<'_> {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.inner.tickets().remove(&self.generation);
-        // The runtime is gone when the process ends; its slots are freed when its heartbeat stops.
-        let Ok(runtime) = Handle::try_current() else { return };
         if !self.joined || self.inner.leaving.load(Ordering::Relaxed) {
             return;
         }
         let (inner, generation) = (Arc::clone(&self.inner), self.generation);
-        runtime.spawn(async move {
+        // The slots of a process that ends are freed when its heartbeat stops.
+        spawn_on_drop("queue", async move {
             if let Err(error) = inner.store.release(generation).await {
                 // The reconciler finds the ticket in this replica's name, and releases it.
                 tracing::debug!(%error, %generation, "ticket not released; the reconciler retries");

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
+use crate::lifecycle::spawn_caught;
 use crate::redis::{Listener, MESSAGES, Redis, RedisError, Subscriptions, keys};
 use crate::session::GenerationId;
 
@@ -83,7 +84,7 @@ impl Queue {
         let listener: Arc<dyn Listener> = Arc::clone(&inner) as _;
         let subscriptions = Subscriptions::start_with(redis, &listener, 1, MESSAGES)?;
         let _ = inner.subscriptions.set(subscriptions.clone());
-        tokio::spawn(async move {
+        spawn_caught("queue", async move {
             // A subscription that fails is tried again, and reconciliation notices grants
             // meanwhile.
             let _ = subscriptions.subscribe(&channel).await;

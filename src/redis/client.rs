@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::error::{RedisError, classify, is_moved, is_unavailable};
 use super::sentinel::Primary;
 use super::watchdog::{self, Disturbances};
-use crate::lifecycle::{Lifecycle, TaskEnd};
+use crate::lifecycle::{Lifecycle, TaskEnd, spawn_caught};
 use crate::telemetry::metric;
 use crate::tls::TlsOptions;
 
@@ -148,7 +148,7 @@ pub(super) fn replace(
     metrics::counter!(metric::REDIS_CLIENTS_REPLACED_TOTAL).increment(1);
     let nodes = old.cached_cluster_state().map(|state| state.unique_primary_nodes());
     let next = connect(options, &nodes.unwrap_or_default(), events);
-    tokio::spawn(async move {
+    spawn_caught("redis", async move {
         let _ = tokio::time::timeout(QUIT_LIMIT, old.quit()).await;
     });
     next

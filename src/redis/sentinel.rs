@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::error::RedisError;
-use crate::lifecycle::{Lifecycle, TaskEnd};
+use crate::lifecycle::{Lifecycle, TaskEnd, spawn_caught};
 use server::{PolledServer, SentinelFault};
 use view::{LONGEST_LEASE, SentinelView, is_replaced, named, primary_lease};
 
@@ -182,7 +182,7 @@ impl SentinelWatcher {
             let credentials = (self.config.username.clone(), self.config.password.clone());
             let next = PolledServer::new(&self.config, server.clone(), credentials);
             if let Some(last) = std::mem::replace(&mut self.primary, next) {
-                tokio::spawn(last.quit());
+                spawn_caught("redis", last.quit());
             }
         }
         self.server.send_if_modified(|known| {

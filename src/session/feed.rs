@@ -18,7 +18,7 @@ use super::event::{Control, Event, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, ReadFrom, ReadOutcome, Store, StoreError, Turn};
 use super::window::{Applied, Window};
-use crate::lifecycle::{TaskEnd, catch_panic};
+use crate::lifecycle::{TaskEnd, catch_panic, spawn_caught};
 use crate::redis::{Listener, Redis, RedisError, Subscription, Subscriptions};
 use crate::retry::Backoff;
 use crate::telemetry::{APPENDS, metric};
@@ -545,7 +545,7 @@ impl Feed {
 
     fn request_position(self: &Arc<Self>) {
         let (feeds, session) = (self.inner.clone(), self.session);
-        tokio::spawn(async move {
+        spawn_caught("feed", async move {
             let Some(feeds) = feeds.upgrade() else { return };
             if let Err(error) = feeds.store.request_position(session).await {
                 tracing::debug!(%error, "queue position request failed");
@@ -559,7 +559,7 @@ impl Feed {
             return;
         }
         let feed = Arc::clone(self);
-        tokio::spawn(async move {
+        spawn_caught("feed", async move {
             let read = catch_panic("feed", Self::serve_pending_reads(&feed)).await;
             if read.is_err() {
                 // The next request starts another task.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::error::SignInError;
 use super::jwt::{self, Claims};
 use crate::config::IssuerOptions;
+use crate::lifecycle::spawn_caught;
 
 /// The time between two fetches, at least, however many unknown keys are asked for.
 const FETCH_EVERY: Duration = Duration::from_secs(10);
@@ -123,13 +124,13 @@ impl Issuer {
             if is_stale && !self.was_tried() {
                 // The key is good enough meanwhile: an issuer that is away delays nobody.
                 let issuer = Arc::clone(self);
-                tokio::spawn(async move { issuer.fetch_again().await });
+                spawn_caught("issuer", async move { issuer.fetch_again().await });
             }
             return Ok(found.clone());
         }
         // In a task of its own, because a caller that leaves must not end what others wait for.
         let issuer = Arc::clone(self);
-        let _ = tokio::spawn(async move { issuer.fetch_again().await }).await;
+        let _ = spawn_caught("issuer", async move { issuer.fetch_again().await }).await;
         let (keys, _) = self.known();
         match keys {
             None => Err(SignInError::NoKeys),

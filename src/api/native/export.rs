@@ -23,6 +23,7 @@ use crate::api::responses::Unavailable;
 use crate::api::state::Shared;
 use crate::budget::{ListEntry, ListOrder, ListPosition};
 use crate::http::problem::Problem;
+use crate::lifecycle::spawn_caught;
 use crate::retry::{Backoff, retry};
 use crate::session::model::rfc3339;
 use crate::session::{Message, Owner, SessionId, SessionInfo, StoreError};
@@ -77,7 +78,7 @@ pub async fn export(
     let permit = shared.bulk.take(Bulk::Export, &owner)?;
     let (pace, ends) = (ClientPace::new(shared.settings.read_timeout), Instant::now() + LIMIT);
     let (client_until, deadline) = watch::channel(None);
-    tokio::spawn(hold(permit, deadline, ends + RETRY_LIMIT));
+    spawn_caught("export", hold(permit, deadline, ends + RETRY_LIMIT));
     let export = Export {
         shared,
         owner,

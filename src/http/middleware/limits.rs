@@ -1,4 +1,4 @@
-//! Takes what a request costs from the limits of its caller, before the body is read, and tells in
+//! Takes what a request costs from the limits of its caller, before the body is read, and reports in
 //! the response what is left.
 
 use std::net::SocketAddr;

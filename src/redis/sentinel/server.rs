@@ -11,6 +11,7 @@ use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
 
 use super::view::SentinelView;
+use crate::lifecycle::spawn_caught;
 use crate::redis::error::{RedisError, classify};
 
 /// Time limit of a command, and of a connection.
@@ -130,7 +131,7 @@ impl PolledServer {
         {
             (self.errors, self.created) = (errors, Instant::now());
             let last = std::mem::replace(&mut self.client, next);
-            tokio::spawn(async move {
+            spawn_caught("redis", async move {
                 let _ = timeout(LIMIT, last.quit()).await;
             });
         }
