@@ -160,16 +160,23 @@ impl AppState {
         })
     }
 
-    /// Takes the permit for the stream of a turn, whose request was admitted without one: that it is
-    /// streamed stands in its body.
+    /// Takes the permit for the stream of a turn, where it is streamed: its request was admitted without
+    /// one, because that stands in its body.
     ///
     /// # Errors
     /// As [`AppState::admit`], and a 429 where the user has as many sockets and streams as it may have.
-    pub async fn admit_stream(&self, subject: &Subject) -> Result<SocketPermit, Problem> {
+    pub async fn admit_stream(
+        &self,
+        is_streamed: bool,
+        subject: &Subject,
+    ) -> Result<Option<SocketPermit>, Problem> {
+        if !is_streamed {
+            return Ok(None);
+        }
         let permit = self.admit(&subject.source)?;
         // Boxed, because the call to Redis is large.
         let user = Box::pin(self.limits.open_stream(subject)).await;
-        Ok(permit.with(user.map_err(|refusal| Problem::limited(&refusal))?))
+        Ok(Some(permit.with(user.map_err(|refusal| Problem::limited(&refusal))?)))
     }
 
     /// Follows a submitted turn.

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use serde::Serialize;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::Generations;
@@ -20,6 +19,7 @@ use super::turn_state::TurnState;
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
 use crate::session::store::{Cancellation, Claim, Clearing, Restored, Selection, Transfer, Turn};
+use crate::session::stored_message::json_size;
 use crate::session::{Control, GenerationId, Message, StoreError, Tag};
 
 /// How long an entry is kept: longer than a failover takes.
@@ -48,11 +48,6 @@ pub(super) struct Finished {
     pub(super) events: Vec<(Tag, Control)>,
 }
 
-/// Returns about how many bytes a value with texts takes.
-fn json_bytes(value: &impl Serialize) -> usize {
-    serde_json::to_vec(value).map_or(0, |json| json.len())
-}
-
 /// An acknowledged write that no other part of the system would apply again.
 pub(super) enum RedoEntry {
     /// A turn of a replica that is gone, which this replica restores once.
@@ -78,8 +73,8 @@ impl RedoEntry {
             + match self {
                 Self::Finished(finished) => {
                     let Finished { writer, header, events } = finished.as_ref();
-                    let events = events.iter().map(|(_, control)| json_bytes(control));
-                    writer.bytes() + json_bytes(header) + events.sum::<usize>()
+                    let events = events.iter().map(|(_, control)| json_size(control));
+                    writer.bytes() + json_size(header) + events.sum::<usize>()
                 }
                 Self::Accepted(turn) => turn.bytes(),
                 Self::Cancelled(cancellation) => cancellation.bytes(),

@@ -114,8 +114,8 @@ pub(super) async fn answer(
     let started = Instant::now();
     let (session, key) = address(&headers, &caller.owner, &request)?;
     tracing::Span::current().record("session", session.redacted());
-    if request.stream == Some(true) {
-        let socket = shared.admit_stream(&permit.subject).await?;
+    let is_streamed = request.stream == Some(true);
+    if let Some(socket) = shared.admit_stream(is_streamed, &permit.subject).await? {
         let accepted = turns::submit(&shared, permit, session, &mut request, key).await?;
         drop((request, room));
         return event_stream::of_turn(shared, caller, session, accepted, last_byte, socket).await;

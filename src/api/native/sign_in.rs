@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_caller_is_told_of_the_expiry_before_the_end() {
+    async fn a_caller_is_notified_of_the_expiry_before_the_end() {
         let expires = SystemTime::now() + Duration::from_secs(30);
         let validity = Validity::until(expires);
         let mut watch = SignInWatch::new(&validity, Duration::ZERO).expect("a watch");

@@ -137,7 +137,7 @@ fn of_prompt(fields: RequestFields<'_>) -> Result<Option<OllamaMessages>, Proble
     OllamaMessages::of_prompt(system, prompt, fields).map(Some)
 }
 
-/// Reads whether the model reasons. As with Ollama, a model that can does unless it is told not to.
+/// Reads whether the model reasons. As with Ollama, a model that can does unless the request turns it off.
 fn reasoning(fields: RequestFields<'_>) -> Result<Reasoning, Problem> {
     Ok(match fields.value("think")? {
         None | Some(Value::Bool(true)) => Reasoning::On,

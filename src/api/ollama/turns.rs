@@ -113,7 +113,7 @@ impl AnswerRequest {
                 return Ok(([(header::CONTENT_TYPE, JSON)], line).into_response());
             }
         };
-        let socket = if stream { Some(shared.admit_stream(&permit.subject).await?) } else { None };
+        let socket = shared.admit_stream(stream, &permit.subject).await?;
         let submitted = submit(&shared, &caller.owner, permit, &headers, *question).await;
         let (session, AcceptedTurn { submitted, guard }) = submitted.map_err(named)?;
         drop(room);

@@ -49,8 +49,7 @@ pub async fn complete(
     let (request, room) = body::read(request, &shared, WITH_IMAGES, ChatCompletion::read).await?;
     let started = Instant::now();
     let created = Utc::now().timestamp();
-    let socket =
-        if request.stream { Some(shared.admit_stream(&permit.subject).await?) } else { None };
+    let socket = shared.admit_stream(request.stream, &permit.subject).await?;
     let (model, include_usage) = (request.spec.model.clone(), request.include_usage);
     let (session, accepted) = submit(&shared, &caller.owner, permit, &headers, request).await?;
     drop(room);

@@ -59,8 +59,7 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let (request, room) = body::read(request, &shared, WITH_IMAGES, ResponseRequest::read).await?;
     let started = Instant::now();
-    let socket =
-        if request.stream { Some(shared.admit_stream(&permit.subject).await?) } else { None };
+    let socket = shared.admit_stream(request.stream, &permit.subject).await?;
     let created = submit(&shared, &caller.owner, permit, &headers, request).await?;
     drop(room);
     let CreatedResponse { session, object, accepted: AcceptedTurn { submitted, guard } } = created;

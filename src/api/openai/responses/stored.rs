@@ -201,10 +201,9 @@ pub async fn retrieve(
     fields.finish(())?;
     let owner = caller.owner;
     let stored = retrievable(&shared, &owner, session).await?;
-    if !stream {
+    let Some(permit) = shared.admit_stream(stream, &subject).await? else {
         return Ok(json_reply(stored.json(&shared, &owner).await?));
-    }
-    let permit = shared.admit_stream(&subject).await?;
+    };
     let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
     let (generation, start) = (stored.turn.generation, Some(Cursor::START));
     let object = stored.into_object();
