@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_tells_nothing_of_its_address_without_the_key() {
+    fn a_source_reveals_nothing_of_its_address_without_the_key() {
         let address = "192.0.2.1".parse().expect("an address");
         let key = SourceKey::default();
         let before = key.source(address);

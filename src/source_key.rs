@@ -2,7 +2,7 @@
 //!
 //! Limits by address hold over all replicas, so all of them need one key, and none of them should need
 //! a setting for it: the first replica makes a random one and keeps it in Redis, beside the digests
-//! that it makes. Logs and whatever else leaves Redis then tell nothing of an address. Against somebody
+//! that it makes. Logs and whatever else leaves Redis then reveal nothing of an address. Against somebody
 //! who reads Redis only a key outside it helps, which `JARVIS_SOURCE_KEY` sets.
 
 use std::time::Duration;

@@ -71,7 +71,7 @@ fn run_as(redis: &RedisServer, user: &str, command: &[String]) -> String {
 }
 
 /// Restores a backup as the section says: beside the data that is there, by a server that reads no
-/// append-only file and is then told to write one.
+/// append-only file and is then configured to write one.
 async fn restore(redis: &RedisServer, backup: &[u8]) {
     write(redis.folder().join("redis/backup.rdb"), backup).expect("the backup");
     assert!(redis.end(LIMIT));

@@ -360,9 +360,9 @@ async fn turns_that_wait_begin_in_their_order_on_the_branch_that_each_names() {
     while received.len() < 4 {
         received.extend(socket.until("message_received").await.pop());
     }
-    let told = |field: &str| received.iter().map(|it| it[field].clone()).collect::<Vec<_>>();
-    assert_eq!(told("edited"), [first.clone(), Value::Null, Value::Null, Value::Null]);
-    assert_eq!(told("regenerated"), [Value::Null, answer.clone(), Value::Null, old.clone()]);
+    let values = |field: &str| received.iter().map(|it| it[field].clone()).collect::<Vec<_>>();
+    assert_eq!(values("edited"), [first.clone(), Value::Null, Value::Null, Value::Null]);
+    assert_eq!(values("regenerated"), [Value::Null, answer.clone(), Value::Null, old.clone()]);
     for _ in 0..5 {
         socket.until("stream_end").await;
     }

@@ -1,4 +1,4 @@
-//! What browsers are told and which of their requests are refused.
+//! The bounds that replies set for browsers, and the requests of browsers that are refused.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;

@@ -22,7 +22,7 @@ use serde_json::json;
 use support::client::{Socket, history, http, send, until_ok};
 use support::eventually;
 use support::metrics::metrics;
-use support::process::{LIMIT, jarvis, ollama_sim};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::redis_time::{begin_timing, longest, takes_moments, timed_calls};
 use support::store::{connect, new_turn};
@@ -314,6 +314,37 @@ async fn strangers_fill_at_most_half_of_redis_whatever_their_budget_is_set_to() 
     assert!(used < 18 * MIB, "{used} of 24 MiB");
 }
 
+/// Asks from one address in so many sessions, with so many turns in each of which the first one runs for
+/// long, until a turn is refused because of what its caller stores. Returns the streams before it.
+async fn until_quota_exceeded(
+    replica: &Process,
+    (sessions, turns): (u32, u32),
+    text: &str,
+    system: &str,
+) -> Vec<reqwest::Response> {
+    let (url, client) = (format!("{}/api/v1/chat/", replica.url), http());
+    let mut streams = Vec::new();
+    for _ in 0..sessions {
+        let session = SessionId::random();
+        for turn in 0..turns {
+            let tokens = if turn == 0 { 2_000 } else { 1 };
+            let body = json!({"message": format!("[[tokens={tokens}]] {text}"), "stream": true,
+                "session_id": session, "system": system, "max_tokens": 3_000});
+            let request = client.post(&url).header("x-forwarded-for", "192.0.2.1");
+            let reply = request.json(&body).send().await.expect("a reply");
+            if reply.status() == 200 {
+                streams.push(reply);
+                continue;
+            }
+            assert_eq!(reply.status(), 429);
+            let problem: serde_json::Value = reply.json().await.expect("a problem");
+            assert_eq!(problem["code"], "quota_exceeded", "{problem}");
+            return streams;
+        }
+    }
+    panic!("the turns that wait count for nobody");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_turns_store_that_wait_counts_for_their_caller_before_they_run() {
     let redis = RedisServer::start();
@@ -321,28 +352,9 @@ async fn what_turns_store_that_wait_counts_for_their_caller_before_they_run() {
     let settings = [("JARVIS_CALLER_MIB", "1"), ("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
     let replica = jarvis(&redis.url(), &ollama.url, &settings);
     until_ok(&replica, "/health/ready").await;
-    let (url, client) = (format!("{}/api/v1/chat/", replica.url), http());
-    let mut streams = Vec::new();
-    let mut refused = None;
-    'sessions: for _ in 0..6 {
-        let session = SessionId::random();
-        for turn in 0..8 {
-            let tokens = if turn == 0 { 2_000 } else { 1 };
-            let body = json!({"message": format!("[[tokens={tokens}]] hello"), "stream": true,
-                "session_id": session, "system": "s".repeat(32_000), "max_tokens": 3_000});
-            let request = client.post(&url).header("x-forwarded-for", "192.0.2.1");
-            let reply = request.json(&body).send().await.expect("a reply");
-            if reply.status() != 200 {
-                refused = Some((streams.len(), reply));
-                break 'sessions;
-            }
-            streams.push(reply);
-        }
-    }
-    let (turns, refused) = refused.expect("they count for nobody");
-    assert_eq!(refused.status(), 429);
-    let problem: serde_json::Value = refused.json().await.expect("a problem");
-    assert_eq!(problem["code"], "quota_exceeded", "{problem}");
+    // The streams are held open until the end.
+    let streams = until_quota_exceeded(&replica, (6, 8), "hello", &"s".repeat(32_000)).await;
+    let turns = streams.len();
     assert!((20..=40).contains(&turns), "{turns} turns of 32 kB in 1 MiB");
 }
 
@@ -357,30 +369,9 @@ async fn small_turns_that_wait_in_many_sessions_count_as_they_are_stored() {
     ];
     let replica = jarvis(&redis.url(), &ollama.url, &settings);
     until_ok(&replica, "/health/ready").await;
-    let (url, client) = (format!("{}/api/v1/chat/", replica.url), http());
-    let mut streams = Vec::new();
-    let mut refused = None;
     // A control character takes six bytes of JSON.
-    let system = "\u{1}".repeat(1_000);
-    'sessions: for _ in 0..40 {
-        let session = SessionId::random();
-        for turn in 0..9 {
-            let tokens = if turn == 0 { 2_000 } else { 1 };
-            let body = json!({"message": format!("[[tokens={tokens}]] x"), "stream": true,
-                "session_id": session, "system": system, "max_tokens": 3_000});
-            let request = client.post(&url).header("x-forwarded-for", "192.0.2.1");
-            let reply = request.json(&body).send().await.expect("a reply");
-            if reply.status() != 200 {
-                refused = Some((streams.len(), reply));
-                break 'sessions;
-            }
-            streams.push(reply);
-        }
-    }
-    let (turns, refused) = refused.expect("they count for nobody");
-    assert_eq!(refused.status(), 429);
-    let problem: serde_json::Value = refused.json().await.expect("a problem");
-    assert_eq!(problem["code"], "quota_exceeded", "{problem}");
+    let streams = until_quota_exceeded(&replica, (40, 9), "x", &"\u{1}".repeat(1_000)).await;
+    let turns = streams.len();
     assert!((90..=160).contains(&turns), "{turns} turns of 6 kB in 1 MiB");
     let counted =
         redis.cli(&["GET", "jarvis:{budget}:total"]).trim().parse::<u64>().expect("bytes");

@@ -165,8 +165,8 @@ async fn a_turn_whose_writer_is_dead_is_cancelled_for_good() {
     let killed = Instant::now();
     fleet.cancel(1, &session).await;
     assert!(killed.elapsed() < Duration::from_secs(2), "not only when the lease was over");
-    let told = watching.until("cancelled").await;
-    let text = told.last().expect("an end")["full_response"].clone();
+    let events = watching.until("cancelled").await;
+    let text = events.last().expect("an end")["full_response"].clone();
     // A turn of another session shows that the dead replica's turns were looked through.
     let other = json!({"message": "hello", "session_id": Uuid::new_v4()});
     while killed.elapsed() < Duration::from_secs(5) {

@@ -43,7 +43,7 @@ async fn until(what: &str, limit: Duration, holds: impl AsyncFnMut() -> bool) ->
 /// The wait of one client: each position and estimate that it got, and when its turn began.
 struct Waited {
     asked: Instant,
-    told: Vec<(Instant, u64, Option<f64>)>,
+    updates: Vec<(Instant, u64, Option<f64>)>,
     began: Instant,
 }
 
@@ -53,13 +53,13 @@ impl Waited {
         let (mut socket, _) = Socket::open(replica, "/ws").await;
         let asked = Instant::now();
         socket.say(&json!({"type": "chat", "message": message})).await;
-        let mut told = Vec::new();
+        let mut updates = Vec::new();
         loop {
             let event = socket.event().await;
             match event["type"].as_str() {
                 Some("queued") => {
                     let position = event["position"].as_u64().expect("a position");
-                    told.push((Instant::now(), position, event["eta_seconds"].as_f64()));
+                    updates.push((Instant::now(), position, event["eta_seconds"].as_f64()));
                 }
                 Some("stream_start") => break,
                 Some("message_received") => {}
@@ -68,27 +68,27 @@ impl Waited {
         }
         let began = Instant::now();
         socket.until("stream_end").await;
-        Self { asked, told, began }
+        Self { asked, updates, began }
     }
 
     /// Checks that a position came at once, then at most one a second, and none that rose.
     fn check(&self) {
         let waited = self.began - self.asked;
-        if let Some((first, ..)) = self.told.first() {
-            assert!(*first - self.asked < Duration::from_millis(1500), "told late");
+        if let Some((first, ..)) = self.updates.first() {
+            assert!(*first - self.asked < Duration::from_millis(1500), "notified late");
         }
-        assert!(waited < Duration::from_secs(2) || !self.told.is_empty(), "never told");
-        assert!(self.told.len() as f64 <= 1.0 + waited.as_secs_f64(), "{:?}", self.told);
-        let worth_it = self.told.windows(2).all(|told| differ(&told[0], &told[1]));
-        assert!(worth_it, "told again without news: {:?}", self.told);
-        let positions = self.told.iter().map(|(_, position, _)| *position);
-        assert!(positions.is_sorted_by(|before, after| before >= after), "{:?}", self.told);
+        assert!(waited < Duration::from_secs(2) || !self.updates.is_empty(), "never notified");
+        assert!(self.updates.len() as f64 <= 1.0 + waited.as_secs_f64(), "{:?}", self.updates);
+        let worth_it = self.updates.windows(2).all(|pair| differ(&pair[0], &pair[1]));
+        assert!(worth_it, "notified again without news: {:?}", self.updates);
+        let positions = self.updates.iter().map(|(_, position, _)| *position);
+        assert!(positions.is_sorted_by(|before, after| before >= after), "{:?}", self.updates);
     }
 
     /// Returns the first estimate of the wait, and the true wait.
     fn etas(&self) -> impl Iterator<Item = (f64, f64)> {
-        let told = self.told.iter().filter_map(|(at, _, eta)| Some((at, (*eta)?)));
-        told.map(|(at, eta)| (eta, (self.began - *at).as_secs_f64()))
+        let estimates = self.updates.iter().filter_map(|(at, _, eta)| Some((at, (*eta)?)));
+        estimates.map(|(at, eta)| (eta, (self.began - *at).as_secs_f64()))
     }
 }
 
@@ -149,7 +149,7 @@ async fn no_host_is_overrun_none_idles_while_turns_wait_and_the_estimated_wait_i
     errors.sort_by(f64::total_cmp);
     let at = |share: f64| errors[((errors.len() - 1) as f64 * share) as usize];
     println!(
-        "{} times told; wrong by {:.0} % at p50, {:.0} % at p90, {:.0} % at most",
+        "{} estimates; wrong by {:.0} % at p50, {:.0} % at p90, {:.0} % at most",
         errors.len(),
         at(0.5) * 100.0,
         at(0.9) * 100.0,
@@ -183,8 +183,8 @@ async fn a_waiting_turn_gets_its_position_still_when_its_replica_is_gone() {
     there.say(&json!({"type": "ping"})).await;
     there.until("pong").await;
     let events = there.until("stream_start").await;
-    let told = events.iter().filter(|event| event["type"] == "queued").count();
-    assert!(told > 0, "nothing of its place: {events:?}");
+    let queued = events.iter().filter(|event| event["type"] == "queued").count();
+    assert!(queued > 0, "nothing of its place: {events:?}");
 }
 
 #[tokio::test]
@@ -243,11 +243,11 @@ async fn a_waiting_turn_gets_its_position_at_once_and_as_it_changes() {
     assert_eq!(kinds(&events), ["message_received", "stream_start"], "nothing of a queue");
     let (mut second, _) = Socket::open(&replicas[1], "/ws").await;
     second.say(&json!({"type": "chat", "message": "[[tokens=100]] second"})).await;
-    let told = second.until("queued").await;
-    assert_eq!(kinds(&told), ["message_received", "queued"]);
-    assert_eq!(told[1]["position"], 1, "{}", told[1]);
-    assert!(told[1]["eta_seconds"].is_number(), "{}", told[1]);
-    assert!(told[1]["generation_id"].is_string() && told[1].get("cursor").is_none());
+    let received = second.until("queued").await;
+    assert_eq!(kinds(&received), ["message_received", "queued"]);
+    assert_eq!(received[1]["position"], 1, "{}", received[1]);
+    assert!(received[1]["eta_seconds"].is_number(), "{}", received[1]);
+    assert!(received[1]["generation_id"].is_string() && received[1].get("cursor").is_none());
     // One more socket of the session is on another replica, and one wants the answer in one piece.
     let session = id();
     let path = format!("/ws?session_id={session}");
@@ -314,9 +314,9 @@ async fn a_position_that_stays_costs_no_publish_a_second_and_a_late_reader_gets_
     assert_eq!(queued["position"], WAITING, "{queued}");
     assert!(joined.elapsed() < Duration::from_millis(1500), "{:?}", joined.elapsed());
     // A reader that had the position already does not get it twice.
-    let mut told = sockets.pop().expect("a socket");
-    told.say(&json!({"type": "ping"})).await;
-    let events = told.until("pong").await;
+    let mut reader = sockets.pop().expect("a socket");
+    reader.say(&json!({"type": "ping"})).await;
+    let events = reader.until("pong").await;
     assert_eq!(kinds(&events), ["pong"], "{events:?}");
 }
 
@@ -378,7 +378,7 @@ async fn turns_outlive_an_outage_of_their_only_host_and_report_that_they_wait() 
     fleet.sim.kill();
     let gone = Instant::now();
     events.extend(socket.until("queued").await);
-    assert!(gone.elapsed() < Duration::from_secs(5), "told late: {:?}", gone.elapsed());
+    assert!(gone.elapsed() < Duration::from_secs(5), "notified late: {:?}", gone.elapsed());
     let unknown = async |socket: &mut Socket| loop {
         let event = socket.event().await;
         if event["type"] == "queued" && event["eta_seconds"].is_null() {
@@ -438,7 +438,7 @@ async fn a_turn_that_comes_in_an_outage_of_all_hosts_waits_and_is_answered_after
                 "{event}"
             );
         }
-        assert!(asked.elapsed() < Duration::from_secs(5), "told late: {:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_secs(5), "notified late: {:?}", asked.elapsed());
         sockets.push(socket);
     }
     // A model that no host ever had is refused as before.
@@ -705,7 +705,7 @@ async fn the_slots_of_a_killed_replica_are_in_full_use_within_the_lease_and_a_se
             async || redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]).trim() == "4";
         until("four wait", LIMIT, waiting).await;
         doomed.kill();
-        until("the host is told", LIMIT, async || running_is(&sim, 0).await).await;
+        until("the host stops", LIMIT, async || running_is(&sim, 0).await).await;
         until("full use again", LIMIT, async || running_is(&sim, 4).await).await
     };
     let (replies, took) = tokio::join!(join_all(turns), killed);

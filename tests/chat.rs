@@ -409,9 +409,9 @@ fn a_wrong_setting_is_refused_in_one_line_with_exit_code_64() {
             .output()
             .expect("jarvis");
         assert_eq!(output.status.code(), Some(64), "{wrong:?}");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(told.lines().count(), 1, "{told}");
-        assert!(told.contains(wrong[0]), "{told}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(printed.lines().count(), 1, "{printed}");
+        assert!(printed.contains(wrong[0]), "{printed}");
     }
 }
 

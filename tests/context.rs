@@ -31,11 +31,11 @@ async fn a_conversation_longer_than_the_window_never_fails_and_reports_what_was_
         let reply = post(&replica, "/api/v1/chat/", &body).await;
         assert_eq!(reply.status, 200, "turn {turn}: {}", reply.body);
         let context = &reply.body["context"];
-        let told = |field: &str| context[field].as_u64().expect("a count");
-        let (sent, dropped) = (told("messages_sent"), told("messages_dropped"));
+        let count = |field: &str| context[field].as_u64().expect("a count");
+        let (sent, dropped) = (count("messages_sent"), count("messages_dropped"));
         assert_eq!(sent + dropped, turn * 2 + 1, "turn {turn}: {context}");
         assert!(dropped >= dropped_before.min(turn * 2), "turn {turn}");
-        assert!(told("prompt_tokens") + 60 <= 2048, "turn {turn}: {context}");
+        assert!(count("prompt_tokens") + 60 <= 2048, "turn {turn}: {context}");
         dropped_before = dropped.saturating_sub(4);
         // The host got the system prompt, and this many messages.
         if turn % 20 == 19 {
@@ -267,9 +267,9 @@ async fn a_conversation_that_is_denser_than_any_estimate_is_shortened_until_it_f
         let reply = post(&replica, "/api/v1/chat/", &body).await;
         assert_eq!(reply.status, 200, "turn {turn}: {}", reply.body);
         let context = &reply.body["context"];
-        let told = |field: &str| context[field].as_u64().expect("a count");
-        assert_eq!(told("messages_sent") + told("messages_dropped"), turn * 2 + 1, "{context}");
-        assert!(told("prompt_tokens") <= 1024, "{context}");
+        let count = |field: &str| context[field].as_u64().expect("a count");
+        assert_eq!(count("messages_sent") + count("messages_dropped"), turn * 2 + 1, "{context}");
+        assert!(count("prompt_tokens") <= 1024, "{context}");
         // The measurements are lost with the answers.
         forget_what_was_measured(&redis, &session);
     }

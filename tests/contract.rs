@@ -345,8 +345,8 @@ async fn an_event_stream_resumes_after_the_last_event_that_was_seen() {
     let Setup { replica, .. } = &setup("500", &[]).await;
     let session = id();
     let turn = json!({"message": "[[tokens=40]] go", "stream": true, "session_id": session});
-    let told = post(replica, "/api/v1/chat", &turn).await;
-    let (events, last) = server_sent(told.body.as_str().expect("a stream"));
+    let streamed = post(replica, "/api/v1/chat", &turn).await;
+    let (events, last) = server_sent(streamed.body.as_str().expect("a stream"));
     let generation = text(&events[events.len() - 1], "generation_id");
     let url = format!("{}/api/v1/chat/sessions/{session}/events", replica.url);
     let ended = http().get(format!("{url}?generation_id={generation}"));

@@ -51,7 +51,7 @@ async fn a_draining_replica_refuses_new_turns_and_names_a_retry_time() {
     socket.until("stream_chunk").await;
     let (mut other, _) = Socket::open(&old, "/ws").await;
     old.terminate();
-    let told = Instant::now();
+    let terminated = Instant::now();
     until_not_ready(&old).await;
     for socket in [&mut socket, &mut other] {
         let (_, close) = socket.end().await;
@@ -60,7 +60,11 @@ async fn a_draining_replica_refuses_new_turns_and_names_a_retry_time() {
         let reason: Value = serde_json::from_str(&reason).expect("JSON");
         assert!((0.0..=5.0).contains(&reason["retry_after"].as_f64().expect("seconds")));
     }
-    assert!(told.elapsed() < Duration::from_secs(DRAIN), "not at once: {:?}", told.elapsed());
+    assert!(
+        terminated.elapsed() < Duration::from_secs(DRAIN),
+        "not at once: {:?}",
+        terminated.elapsed()
+    );
     let handshake = http()
         .get(format!("{}/ws", old.url))
         .header("Connection", "Upgrade")
@@ -79,7 +83,11 @@ async fn a_draining_replica_refuses_new_turns_and_names_a_retry_time() {
     }
     assert_eq!(get(&old, "/health/live").await.status, 200);
     assert_eq!(old.wait(), Some(0));
-    assert!(told.elapsed() < Duration::from_secs(DRAIN) + HANDOVER, "{:?}", told.elapsed());
+    assert!(
+        terminated.elapsed() < Duration::from_secs(DRAIN) + HANDOVER,
+        "{:?}",
+        terminated.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -130,9 +138,13 @@ async fn an_event_stream_ends_with_the_drain_and_resumes_on_another_replica() {
     let endless = format!("{}/api/v1/chat/sessions/{session}/events", old.url);
     let endless = http().get(endless).send().await.expect("a stream");
     old.terminate();
-    let told = Instant::now();
+    let terminated = Instant::now();
     endless.text().await.expect("a clean end");
-    assert!(told.elapsed() < Duration::from_secs(DRAIN), "not at once: {:?}", told.elapsed());
+    assert!(
+        terminated.elapsed() < Duration::from_secs(DRAIN),
+        "not at once: {:?}",
+        terminated.elapsed()
+    );
     while let Some(bytes) = turn.chunk().await.expect("a clean end") {
         text.extend(bytes);
     }

@@ -307,8 +307,8 @@ async fn a_turn_whose_acceptance_got_no_reply_is_answered_although_a_failover_lo
     redis.resume();
     watching.until("message_received").await;
     redis.lose_what_came_since();
-    let told = watching.until("stream_end").await;
-    assert_eq!(told.last().expect("an end")["full_response"], expected(message).as_str());
+    let events = watching.until("stream_end").await;
+    assert_eq!(events.last().expect("an end")["full_response"], expected(message).as_str());
     let history = fleet.history_until(|messages| messages.len() == 2).await;
     assert_eq!(history[1]["content"], expected(message).as_str());
 }

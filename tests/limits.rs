@@ -65,7 +65,7 @@ fn header<'a>(reply: &'a Reply, name: &str) -> &'a str {
     reply.headers.get(name).map_or("", |value| value.to_str().expect("a text"))
 }
 
-/// Returns what a caller has used of a limit, as it is told.
+/// Returns what a caller has used of a limit, as the API reports it.
 async fn usage(request: RequestBuilder, limit: &str) -> Value {
     let reply = send(request).await;
     assert_eq!(reply.status, 200, "{}", reply.body);
@@ -306,9 +306,9 @@ async fn tokens_of_a_day_are_counted_exactly_and_refuse_turns_and_nothing_else_o
         let usage_of_turn = &reply.body["usage"];
         let tokens = |kind: &str| usage_of_turn[kind].as_u64().expect("a number");
         sum += tokens("prompt_tokens") + tokens("completion_tokens");
-        let told = usage(usage_of(&replica, "alice"), "user-tokens").await;
-        assert_eq!(told["used"], sum, "{told}");
-        assert_eq!(told["remaining"], 40_u64.saturating_sub(sum));
+        let reported = usage(usage_of(&replica, "alice"), "user-tokens").await;
+        assert_eq!(reported["used"], sum, "{reported}");
+        assert_eq!(reported["remaining"], 40_u64.saturating_sub(sum));
         assert!(sum < 100, "no turn is refused");
     }
     assert!(sum >= 40);
@@ -342,8 +342,8 @@ async fn sockets_of_a_user_are_bounded_over_all_replicas_and_fall_with_a_killed_
         let left = head.headers["ratelimit"].to_str().expect("a text");
         assert!(left.starts_with("\"user-sockets\";r=0;t=5, "), "{left}");
     }
-    let told = usage(usage_of(&second, "alice"), "user-sockets").await;
-    assert_eq!((&told["used"], &told["quota"]), (&json!(3), &json!(3)));
+    let reported = usage(usage_of(&second, "alice"), "user-sockets").await;
+    assert_eq!((&reported["used"], &reported["quota"]), (&json!(3), &json!(3)));
     let bob = bearer("bob");
     assert!(open(&second, &[("authorization", &*bob)]).await.is_ok(), "another user has its own");
     // A refused handshake left nothing, and one that is closed is free again.
@@ -355,9 +355,9 @@ async fn sockets_of_a_user_are_bounded_over_all_replicas_and_fall_with_a_killed_
     });
     assert!(opened.await, "a closed socket stays held");
     first.kill();
-    let told = async || usage(usage_of(&second, "alice"), "user-sockets").await["used"].clone();
-    let fallen = eventually(Duration::from_secs(10), async || told().await == 1).await;
-    assert!(fallen, "{} sockets are told", told().await);
+    let used = async || usage(usage_of(&second, "alice"), "user-sockets").await["used"].clone();
+    let fallen = eventually(Duration::from_secs(10), async || used().await == 1).await;
+    assert!(fallen, "{} sockets are reported", used().await);
     let mut more = Vec::new();
     let fallen = eventually(Duration::from_secs(10), async || {
         more.extend(open(&second, &alice).await.ok());
@@ -814,34 +814,30 @@ async fn a_repeat_of_a_known_key_is_answered_where_no_request_is_left() {
     assert!((5..20).contains(&refused), "{refused}");
 }
 
-#[tokio::test]
-async fn a_repeat_while_a_request_is_left_gives_it_back() {
-    let settings = [SIGN_IN, ("JARVIS_USER_REQUESTS_PER_MINUTE", "2")];
-    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+/// Expects that of two units of a limit one is left, however often one turn is repeated.
+async fn repeats_give_back(setting: &str, limit: &str) -> Setup {
+    let setup = setup("1000", &[SIGN_IN, (setting, "2")]).await;
     let key = id();
     for _ in 0..4 {
-        let request = turn(&replica).bearer_auth(token("alice")).header("idempotency-key", &key);
-        let reply = send(request).await;
+        let request = turn(&setup.replica).bearer_auth(token("alice"));
+        let reply = send(request.header("idempotency-key", &key)).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         let left = header(&reply, "ratelimit");
-        assert!(left.contains("\"user-requests\";r=1;t="), "{left}");
+        assert!(left.contains(&format!("\"{limit}\";r=1;t=")), "{left}");
     }
+    setup
+}
+
+#[tokio::test]
+async fn a_repeat_while_a_request_is_left_gives_it_back() {
+    repeats_give_back("JARVIS_USER_REQUESTS_PER_MINUTE", "user-requests").await;
 }
 
 #[tokio::test]
 async fn a_repeat_while_a_turn_is_left_gives_it_back() {
-    let settings = [SIGN_IN, ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
-    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
-    let key = id();
-    for _ in 0..4 {
-        let request = turn(&replica).bearer_auth(token("alice")).header("idempotency-key", &key);
-        let reply = send(request).await;
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        let left = header(&reply, "ratelimit");
-        assert!(left.contains("\"user-turns\";r=1;t="), "{left}");
-        let told = usage(usage_of(&replica, "alice"), "user-turns").await;
-        assert_eq!(told["used"], 1, "{told}");
-    }
+    let setup = repeats_give_back("JARVIS_USER_TURNS_PER_MINUTE", "user-turns").await;
+    let used = usage(usage_of(&setup.replica, "alice"), "user-turns").await;
+    assert_eq!(used["used"], 1, "{used}");
 }
 
 #[tokio::test]
@@ -904,8 +900,8 @@ async fn an_address_begins_exactly_so_many_sessions_a_day_and_the_others_go_on()
         assert_eq!(reply.status, 200, "{}", reply.body);
     }
     let request = http().get(format!("{}/api/v1/usage", replicas[0].url));
-    let told = usage(request.header("x-forwarded-for", "192.0.2.1"), "address-sessions").await;
-    assert_eq!((&told["used"], &told["remaining"]), (&json!(3), &json!(0)), "{told}");
+    let reported = usage(request.header("x-forwarded-for", "192.0.2.1"), "address-sessions").await;
+    assert_eq!((&reported["used"], &reported["remaining"]), (&json!(3), &json!(0)), "{reported}");
     assert_eq!(turn_from(&replicas[0], "192.0.2.2").await.status, 200);
 }
 
@@ -925,12 +921,16 @@ async fn a_turn_in_a_session_that_exists_takes_no_session() {
         let request = http().post(format!("{}/api/v1/chat", replica.url)).json(&body);
         assert_eq!(send(request.header("x-forwarded-for", "192.0.2.1")).await.status, 200);
     }
-    let told = async || {
+    let reported = async || {
         let request = http().get(format!("{}/api/v1/usage", replica.url));
         usage(request.header("x-forwarded-for", "192.0.2.1"), "address-sessions").await
     };
     // What the other replica took, which did not know the session, is given back.
-    assert!(eventually(LIMIT, async || told().await["used"] == 1).await, "{}", told().await);
+    assert!(
+        eventually(LIMIT, async || reported().await["used"] == 1).await,
+        "{}",
+        reported().await
+    );
 }
 
 #[tokio::test]
@@ -973,7 +973,7 @@ async fn a_session_that_is_deleted_and_begun_again_takes_a_session_each_time() {
 }
 
 #[tokio::test]
-async fn usage_tells_the_exact_numbers_of_each_limit_of_the_caller() {
+async fn usage_reports_the_exact_numbers_of_each_limit_of_the_caller() {
     // One comes back in more than half a day, so that nothing does while the test runs.
     let settings = [SIGN_IN, PROXY];
     let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
@@ -981,13 +981,13 @@ async fn usage_tells_the_exact_numbers_of_each_limit_of_the_caller() {
     for _ in 0..3 {
         assert_eq!(turn_of(&replica, "alice").await.status, 200);
     }
-    let told = usage(usage_of(&replica, "alice"), "user-turns").await;
-    let used = told["used"].as_u64().expect("a number");
+    let reported = usage(usage_of(&replica, "alice"), "user-turns").await;
+    let used = reported["used"].as_u64().expect("a number");
     // One turn comes back each second.
-    assert!(used <= 3 && used + began.elapsed().as_secs() + 1 >= 3, "{told}");
-    assert_eq!((&told["quota"], &told["window_seconds"]), (&json!(60), &json!(60)));
-    assert_eq!(told["remaining"], 60 - used);
-    assert_eq!(told["reset_seconds"], used, "each takes a second");
+    assert!(used <= 3 && used + began.elapsed().as_secs() + 1 >= 3, "{reported}");
+    assert_eq!((&reported["quota"], &reported["window_seconds"]), (&json!(60), &json!(60)));
+    assert_eq!(reported["remaining"], 60 - used);
+    assert_eq!(reported["reset_seconds"], used, "each takes a second");
     let reply = send(usage_of(&replica, "alice").header("x-forwarded-for", "192.0.2.1")).await;
     assert_eq!(reply.body["user_id"], "alice");
     let limits = reply.body["limits"].as_array().expect("a list");

@@ -76,12 +76,12 @@ async fn chat(address: String, over: Arc<AtomicBool>) -> usize {
     loop {
         socket.say(&json!({"message": "[[tokens=20]] go on"})).await;
         let events = socket.until("stream_end").await;
-        let told: Vec<Value> =
+        let turn_events: Vec<Value> =
             events.into_iter().filter(|event| event["type"] != "queued").collect();
         let order = ["message_received", "stream_start", "stream_chunk", "stream_end"];
-        assert_eq!(kinds(&told), order, "{told:?}");
-        let end = told.last().expect("an end");
-        assert_eq!(end["full_response"], json!(joined(&told)));
+        assert_eq!(kinds(&turn_events), order, "{turn_events:?}");
+        let end = turn_events.last().expect("an end");
+        assert_eq!(end["full_response"], json!(joined(&turn_events)));
         assert!(end.get("continued").is_none_or(Value::is_null), "{end}");
         turns += 1;
         if over.load(Ordering::Relaxed) {

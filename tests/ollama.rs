@@ -174,7 +174,7 @@ async fn a_stop_text_and_a_limit_of_tokens_end_an_answer() {
 }
 
 #[tokio::test]
-async fn a_model_that_can_reason_does_so_unless_it_is_told_not_to() {
+async fn a_model_that_can_reason_does_so_unless_the_request_turns_it_off() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "2000", "--models", "tinyllama,qwen-think"]);
     let replica = jarvis(&redis.url(), &ollama.url, &[]);

@@ -701,8 +701,8 @@ async fn odd_entries_of_a_list_cost_themselves_and_the_other_models_stay() {
     arm(&sim, &json!({"fault": "odd", "path": "/api/tags", "times": 1_000_000})).await;
     let fleet = fleet(&[&sim.url]);
     let models = fleet.models().await.expect("models");
-    let told: Vec<_> = models.iter().map(|model| (&*model.name, model.size)).collect();
-    assert_eq!(told, [("other:latest", 0), (MODEL, 0)]);
+    let listed: Vec<_> = models.iter().map(|model| (&*model.name, model.size)).collect();
+    assert_eq!(listed, [("other:latest", 0), (MODEL, 0)]);
     assert!(ask(&fleet, &request("[[tokens=3]]")).await.expect("an answer").end.is_ok());
 }
 

@@ -300,7 +300,7 @@ async fn a_placeholder_key_is_no_key_where_sign_in_is_optional_and_refused_where
 }
 
 #[tokio::test]
-async fn limits_are_told_in_openais_headers_and_refuse_with_its_error() {
+async fn limits_are_reported_in_openais_headers_and_refuse_with_its_error() {
     let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
     let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &settings).await;
     let ask = async || {

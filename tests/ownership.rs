@@ -94,7 +94,7 @@ async fn a_claim_closes_the_sockets_of_anonymous_callers_on_every_replica() {
     assert_eq!(claim(&fleet.replicas[0], &session, "alice").await.status, 200);
     for socket in [&mut here, &mut there] {
         let (events, close) = socket.end().await;
-        assert_eq!(events, Vec::<Value>::new(), "no event tells of the claim");
+        assert_eq!(events, Vec::<Value>::new(), "no event reports the claim");
         assert_eq!(close.map(|(code, _)| code), Some(1008));
     }
     let rest = tokio::time::timeout(LIMIT, stream.text()).await.expect("an end in time");
@@ -238,10 +238,28 @@ fn calls_about(redis: &RedisServer, session: &str) -> Vec<String> {
             calls.extend(function.take());
         }
     }
-    // A writer may repeat the end of its own turn, whoever else asks.
-    calls.retain(|function| function != "jarvis_finish_1");
     calls.reverse();
     calls
+}
+
+/// Makes the same requests about another's session and about one that never was, and asserts that both
+/// cost the same; returns what was seen of the other's. A replica writes what it has done once more a
+/// second after its connection to Redis was disturbed, also after its start, which may fall between
+/// these calls: what differs by such a call alone is asked again.
+async fn costs_the_same<Seen: PartialEq + std::fmt::Debug>(
+    what: &str,
+    [theirs, nobodys]: [&str; 2],
+    mut seen: impl AsyncFnMut(&str) -> Seen,
+) -> Seen {
+    let mut tries = Vec::new();
+    for _ in 0..3 {
+        let (of_theirs, of_nobodys) = (seen(theirs).await, seen(nobodys).await);
+        if of_theirs == of_nobodys {
+            return of_theirs;
+        }
+        tries.push((of_theirs, of_nobodys));
+    }
+    panic!("{what}: {tries:#?}");
 }
 
 /// Sends a request, and returns status, headers and body as they came, and the calls of Redis about
@@ -319,11 +337,13 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
                 continue;
             }
             let request = (&method, path.as_str(), body);
-            let theirs = seen_by(&fleet, &redis, request, &alices, user).await;
-            let nobody = seen_by(&fleet, &redis, request, &never, user).await;
-            assert_eq!(theirs.0, 404, "{method} {path}");
-            assert!(!theirs.3.is_empty(), "{method} {path}");
-            assert_eq!(theirs, nobody, "{method} {path} {user:?}");
+            let what = format!("{method} {path} {user:?}");
+            let seen = costs_the_same(&what, [&alices, &never], async |session| {
+                seen_by(&fleet, &redis, request, session, user).await
+            });
+            let (status, _, _, calls) = seen.await;
+            assert_eq!(status, 404, "{what}");
+            assert!(!calls.is_empty(), "{what}");
         }
     }
     for user in ["bob", ""] {
@@ -335,8 +355,7 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
             assert!(text.contains("session_not_found") && !text.contains(&alices), "{text}");
         }
         // A socket joins both, and finds nothing in either.
-        let mut seen = Vec::new();
-        for session in [&alices, &never] {
+        costs_the_same(&format!("a socket of {user:?}"), [&alices, &never], async |session| {
             begin_timing(&redis);
             let mut socket = open(&fleet.replicas[0], session, user).await;
             let mut events = Vec::new();
@@ -347,12 +366,11 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
             ] {
                 socket.say(&message).await;
                 let event = socket.event().await.to_string();
-                events.push(event.replace(session.as_str(), "ID"));
+                events.push(event.replace(session, "ID"));
             }
-            seen.push((events, calls_about(&redis, session)));
-        }
-        let [theirs, nobody] = &seen[..] else { panic!("two") };
-        assert_eq!(theirs, nobody, "{user:?}");
+            (events, calls_about(&redis, session))
+        })
+        .await;
     }
     // Nothing of it changed, and no list of another user has it.
     assert_eq!(read(&fleet.replicas[0], &alices, "alice").await.body["title"], "[[tokens=3]] hi");
@@ -403,11 +421,13 @@ async fn another_s_response_costs_the_same_calls_and_bytes_as_one_that_never_was
     ] {
         for user in ["bob", ""] {
             let request = (&method, path.as_str(), body);
-            let theirs = seen_by(&fleet, &redis, request, &alices, user).await;
-            let nobody = seen_by(&fleet, &redis, request, &never, user).await;
-            assert_eq!(theirs.0, status, "{method} {path}");
-            assert!(!theirs.3.is_empty(), "{method} {path}");
-            assert_eq!(theirs, nobody, "{method} {path} {user:?}");
+            let what = format!("{method} {path} {user:?}");
+            let seen = costs_the_same(&what, [&alices, &never], async |session| {
+                seen_by(&fleet, &redis, request, session, user).await
+            });
+            let (seen, _, _, calls) = seen.await;
+            assert_eq!(seen, status, "{what}");
+            assert!(!calls.is_empty(), "{what}");
         }
     }
     let path = format!("/v1/responses/{response}");

@@ -753,7 +753,7 @@ async fn a_turn_beyond_a_bound_gets_a_retry_time_at_which_there_is_room() {
     let status = join(&store, &late).await;
     let TicketStatus::Full(Some(wait)) = status else { panic!("{status:?}") };
     assert!(wait <= turn_time * 2, "{wait:?}");
-    // The turn takes as long as the mean says, and the refused one comes again when it was told to.
+    // The turn takes as long as the mean says, and the refused one comes again at its retry time.
     tokio::time::sleep_until((began + turn_time).into()).await;
     release(&store, &running).await;
     tokio::time::sleep_until((began + wait).into()).await;

@@ -275,7 +275,7 @@ async fn a_turn_that_waits_while_redis_refuses_a_command_fails_and_names_the_com
 }
 
 #[tokio::test]
-async fn a_client_whose_running_answer_redis_refuses_to_store_is_told_the_missing_command() {
+async fn a_client_whose_running_answer_redis_refuses_to_store_gets_the_missing_command_by_name() {
     let setup = permitted().await;
     let long = json!({"message": "[[tokens=2000]] hi"});
     let deny = async {
@@ -287,7 +287,7 @@ async fn a_client_whose_running_answer_redis_refuses_to_store_is_told_the_missin
 }
 
 #[tokio::test]
-async fn a_stream_of_each_front_tells_it_too_however_often_it_has_heartbeats() {
+async fn a_stream_of_each_front_names_it_too_however_often_it_has_heartbeats() {
     let setup = permitted().await;
     let question = "[[tokens=2000]] hi";
     let messages = json!([{"role": "user", "content": question}]);

@@ -147,7 +147,7 @@ async fn read_until(reader: &mut Reader, until: &str) -> String {
     }
 }
 
-async fn two_replicas_tell_the_same_story(url: &str) {
+async fn two_replicas_deliver_the_same_events(url: &str) {
     let (here, there) = (Replica::on(url).await, Replica::on(url).await);
     for _ in 0..8 {
         let session = SessionId::random();
@@ -164,19 +164,19 @@ async fn two_replicas_tell_the_same_story(url: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_on_two_replicas_get_the_same_deltas_on_a_single_server() {
     let redis = RedisServer::start();
-    two_replicas_tell_the_same_story(&redis.url()).await;
+    two_replicas_deliver_the_same_events(&redis.url()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_on_two_replicas_get_the_same_deltas_on_a_cluster_of_six() {
     let redis = RedisCluster::start();
-    two_replicas_tell_the_same_story(&redis.url()).await;
+    two_replicas_deliver_the_same_events(&redis.url()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_on_two_replicas_get_the_same_deltas_behind_sentinels() {
     let redis = RedisSentinels::start();
-    two_replicas_tell_the_same_story(&redis.url()).await;
+    two_replicas_deliver_the_same_events(&redis.url()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,7 +124,7 @@ async fn a_search_finds_titles_and_messages_and_says_where_it_was_cut() {
     let path = format!("{SESSIONS}?q=x");
     let anonymous = ask(&fleet.replicas[0], Method::GET, &path, &Value::Null, "").await;
     assert_eq!(anonymous.status, 401);
-    // The cursor tells how many messages earlier pages have looked at; there are no more than 10,000.
+    // The cursor holds how many messages earlier pages have looked at; there are no more than 10,000.
     let path = format!("{SESSIONS}?q=fluss&cursor=9999999999_{}~10000", id());
     let cut = ask(&fleet.replicas[0], Method::GET, &path, &Value::Null, "alice").await.body;
     assert_eq!(

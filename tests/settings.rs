@@ -101,7 +101,7 @@ fn a_wrong_url_is_refused_without_showing_its_password() {
 fn a_setting_that_cannot_work_is_refused_with_64_and_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
-    for (flag, value, told) in [
+    for (flag, value, part) in [
         ("--allowed-origins", "garbage", "https://app.example"),
         ("--allowed-origins", "https://a.example,https://a.example/x", "ends after its host"),
         ("--allowed-origins", "null", "write * to allow every origin"),
@@ -125,7 +125,7 @@ fn a_setting_that_cannot_work_is_refused_with_64_and_what_to_do() {
         let variable = flag.trim_start_matches("--").replace('-', "_").to_uppercase();
         let (code, printed) = run(&mut binary(&["serve", "--listen", &address, flag, value]));
         assert_eq!(code, Some(64), "{flag} {value}: {printed}");
-        assert!(printed.contains(told) && !printed.contains("Secret"), "{flag} {value}: {printed}");
+        assert!(printed.contains(part) && !printed.contains("Secret"), "{flag} {value}: {printed}");
         assert_eq!(printed.trim_end().lines().count(), 1, "{printed}");
         let mut command = binary(&["serve", "--listen", &address]);
         let (code, printed) = run(command.env(format!("JARVIS_{variable}"), value));
@@ -218,17 +218,17 @@ async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_reported
     let without_hello = RedisServer::start_with(&["--rename-command", "HELLO", ""]);
     let with_password = RedisServer::start();
     with_password.cli(&["CONFIG", "SET", "requirepass", "another one"]);
-    for (redis, told) in [(&without_hello, "HELLO"), (&with_password, "refuses the user name or")] {
+    for (redis, part) in [(&without_hello, "HELLO"), (&with_password, "refuses the user name or")] {
         let url = redis.url_as("ann:Sec%20ret%231");
         for format in ["text", "json"] {
             let extra = [("JARVIS_LOG", "trace"), ("JARVIS_LOG_FORMAT", format)];
             let (replica, log) = logged(&url, "http://127.0.0.1:9", &extra);
             let read = || std::fs::read_to_string(&log).expect("the log");
-            let logged = eventually(LIMIT, async || read().contains(told)).await;
-            assert!(logged, "{told} is not in the log");
+            let logged = eventually(LIMIT, async || read().contains(part)).await;
+            assert!(logged, "{part} is not in the log");
             let lines = read();
             drop(replica);
-            assert!(!lines.contains("Sec ret#1") && !lines.contains("Sec%20ret"), "{told}");
+            assert!(!lines.contains("Sec ret#1") && !lines.contains("Sec%20ret"), "{part}");
             assert!(!lines.contains('\u{1b}'), "a log that is no terminal is coloured");
         }
         let (code, printed) = run(binary(&["migrate"]).env("JARVIS_REDIS_URL", &url));

@@ -347,7 +347,7 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
                 answers.insert((mode, route, *what), shown(status, code));
             }
         }
-        // A path without a route tells no more than one with a route.
+        // A path without a route reveals no more than one with a route.
         let nothing = ask(replica, Method::GET, "/nothing", &Value::Null, "").await.status;
         assert_eq!(nothing, if mode == "required" { 401 } else { 404 });
         // The port of operators knows no callers.
@@ -470,7 +470,7 @@ async fn a_websocket_takes_its_token_from_the_header_or_from_a_subprotocol_and_n
 }
 
 #[tokio::test]
-async fn a_socket_is_told_of_the_expiry_of_its_token_and_lives_on_only_with_another_of_its_user() {
+async fn a_socket_is_notified_before_its_token_ends_and_lives_on_only_with_another_of_its_user() {
     let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_AUTH_GRACE", "1")];
     let Setup { replica, .. } = &setup("500", &settings).await;
     let short = hs256(SECRET, &claims("alice", 2));
@@ -719,7 +719,7 @@ async fn without_the_issuer_s_keys_its_tokens_get_503_and_the_others_go_on() {
 #[test]
 fn an_issuer_that_cannot_be_trusted_is_refused_at_the_start() {
     let issuer = ["--jwt-issuer", "https://issuer.example", "--jwt-audience", "jarvis"];
-    for (arguments, told) in [
+    for (arguments, part) in [
         (&["--jwks-url", "http://issuer.example/keys"][..], "needs https://"),
         (&["--jwks-url", "issuer.example"], "scheme"),
         (&["--jwt-issuer", "local"], "`local` is the issuer"),
@@ -727,16 +727,16 @@ fn an_issuer_that_cannot_be_trusted_is_refused_at_the_start() {
         let arguments = [&["serve"], arguments].concat();
         let (code, printed) = run(&arguments, &[]);
         assert_eq!(code, Some(64), "{arguments:?}: {printed}");
-        assert!(printed.contains(told), "{arguments:?}: {printed}");
+        assert!(printed.contains(part), "{arguments:?}: {printed}");
     }
-    for (arguments, told) in [
+    for (arguments, part) in [
         (&issuer[..], "JARVIS_JWKS_URL is missing"),
         (&["--jwks-url", "https://h", "--jwt-audience", "a"], "JARVIS_JWT_ISSUER is missing"),
         (&["--jwks-url", "https://h", "--jwt-issuer", "i"], "JARVIS_JWT_AUDIENCE is missing"),
     ] {
         let (code, printed) = run(&[&["serve"], arguments].concat(), &[]);
         assert_eq!(code, Some(64), "{arguments:?}: {printed}");
-        assert!(printed.contains(told), "{arguments:?}: {printed}");
+        assert!(printed.contains(part), "{arguments:?}: {printed}");
     }
 }
 
@@ -876,7 +876,7 @@ async fn a_token_of_the_command_signs_its_user_in() {
     let path = format!("{CHAT}/sessions/{session}");
     let mine = ask(&replica, Method::GET, &path, &Value::Null, &token("alice")).await;
     assert_eq!((mine.status, &mine.body["messages"][0]["user_id"]), (200, &json!("alice")));
-    for (arguments, told) in [
+    for (arguments, part) in [
         (["token", "--user", "alice", "--ttl", "0s"], "15m"),
         (["token", "--user", "alice", "--ttl", "5 minutes"], "15m"),
         (["token", "--user", "alice", "--ttl", "9999d"], "366 days"),
@@ -884,7 +884,7 @@ async fn a_token_of_the_command_signs_its_user_in() {
     ] {
         let (code, printed) = run(&arguments, &[("JARVIS_JWT_SECRET", SECRET)]);
         assert_eq!(code, Some(64), "{arguments:?}: {printed}");
-        assert!(printed.contains(told), "{arguments:?}: {printed}");
+        assert!(printed.contains(part), "{arguments:?}: {printed}");
     }
     let (code, printed) = run(&["token", "--user", "alice"], &[]);
     assert_eq!(code, Some(1));
@@ -929,7 +929,7 @@ async fn the_terminal_client_signs_in_by_a_variable_and_names_it_where_it_is_mis
 #[test]
 fn a_secret_that_is_short_public_or_unreadable_is_refused_at_the_start_and_not_shown() {
     let short = "hunter2-hunter2";
-    for (arguments, environment, told) in [
+    for (arguments, environment, part) in [
         (vec![], vec![("JARVIS_JWT_SECRET", short)], "at least 32; make one with `openssl rand"),
         (vec!["--jwt-secret", short], vec![], "at least 32"),
         (vec!["--jwt-secret", SECRET], vec![], "arguments"),
@@ -939,7 +939,7 @@ fn a_secret_that_is_short_public_or_unreadable_is_refused_at_the_start_and_not_s
         let arguments = [vec!["serve"], arguments].concat();
         let (code, printed) = run(&arguments, &environment);
         assert_eq!(code, Some(64), "{arguments:?}: {printed}");
-        assert!(printed.contains(told), "{arguments:?}: {printed}");
+        assert!(printed.contains(part), "{arguments:?}: {printed}");
         assert_eq!(printed.trim_end().lines().count(), 1, "{printed}");
         assert!(!printed.contains("hunter2") && !printed.contains(SECRET), "{printed}");
     }

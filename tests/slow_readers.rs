@@ -60,10 +60,10 @@ async fn a_slow_reader_costs_bounded_memory_and_then_gets_every_piece_once_in_or
     }
     let before = replica.resident_kib().expect("a figure");
     fast.say(&long_turn(TOKENS)).await;
-    let told = fast.until("stream_end").await;
+    let fast_events = fast.until("stream_end").await;
     tokio::time::sleep(pause()).await;
     let each = (replica.resident_kib().expect("a figure") - before) / SLOW as f64;
-    let expected = joined(&told);
+    let expected = joined(&fast_events);
     println!("{TOKENS} tokens, {} KiB: {each:.1} KiB for each slow reader", expected.len() >> 10);
     assert!(each <= BUDGET_KIB, "{each:.1} KiB each");
     for mut socket in slow {
@@ -75,7 +75,12 @@ async fn a_slow_reader_costs_bounded_memory_and_then_gets_every_piece_once_in_or
         for event in &events {
             assert!(event["content"].as_str().unwrap_or_default().len() <= LARGEST_PIECE);
         }
-        assert!(events.len() < told.len() / 2, "{} of {} events", events.len(), told.len());
+        assert!(
+            events.len() < fast_events.len() / 2,
+            "{} of {} events",
+            events.len(),
+            fast_events.len()
+        );
     }
 }
 
@@ -133,8 +138,8 @@ async fn a_connection_that_sends_no_request_in_time_is_closed() {
     for beginning in ["", "PRI * HTTP", "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow:"] {
         let mut stream = narrow(replica).await;
         stream.write_all(beginning.as_bytes()).await.expect("room");
-        let mut told = Vec::new();
-        let closed = tokio::time::timeout(LIMIT, stream.read_to_end(&mut told)).await;
+        let mut received = Vec::new();
+        let closed = tokio::time::timeout(LIMIT, stream.read_to_end(&mut received)).await;
         assert!(closed.is_ok(), "still open after {beginning:?}");
     }
 }

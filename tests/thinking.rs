@@ -254,8 +254,8 @@ async fn a_reader_resumes_in_the_middle_of_the_reasoning_from_another_replica() 
     let generation = events.last().expect("an event")["generation_id"].as_str().expect("one");
     let path = format!("/api/v1/chat/sessions/{}/events", fleet.session);
     let url = format!("{}{path}?generation_id={generation}", fleet.replicas[0].url);
-    let told = http().get(url).header("last-event-id", cursor.as_str().expect("text"));
-    let text = told.send().await.expect("a response").text().await.expect("a body");
+    let request = http().get(url).header("last-event-id", cursor.as_str().expect("text"));
+    let text = request.send().await.expect("a response").text().await.expect("a body");
     let mut held = seen(&events);
     held.take_in(&server_sent(&text).0);
     assert_eq!(held, expected);
@@ -299,8 +299,8 @@ async fn server_sent_events_and_their_repeat_have_reasoning_and_answer() {
         let response = request.header("idempotency-key", &key).send().await.expect("a response");
         let (events, _) = server_sent(&response.text().await.expect("a body"));
         assert_eq!(seen(&events), expected, "repeat: {repeat}");
-        let told = kinds(&events);
-        assert!(told.ends_with(&["stream_thinking", "stream_chunk", "stream_end"]), "{told:?}");
+        let order = kinds(&events);
+        assert!(order.ends_with(&["stream_thinking", "stream_chunk", "stream_end"]), "{order:?}");
         // Long after the end the events come from the history.
         for _ in 0..if repeat { 0 } else { 40 } {
             chat(&fleet.replicas[0], &fleet.session, "[[tokens=1]] on").await;

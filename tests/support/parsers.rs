@@ -271,9 +271,9 @@ pub fn client_message(bytes: &[u8]) {
         Ok(_) => {}
         Err(bad) => {
             assert!(!bad.problem.code.is_empty() && !bad.problem.detail.is_empty());
-            let told = wire::error(&bad.problem, bad.message_id.as_deref());
-            let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-            assert_eq!(told["code"], *bad.problem.code);
+            let event = wire::error(&bad.problem, bad.message_id.as_deref());
+            let event: serde_json::Value = serde_json::from_str(&event).expect("JSON");
+            assert_eq!(event["code"], *bad.problem.code);
         }
     }
 }

@@ -80,7 +80,7 @@ impl NewTurn {
             json_size(&(request, tool_call_id, tool_name)) + images.len() * IMAGE_NAME_BYTES
         });
         let request = (json_size(&turn) + header + REST_BYTES) as u64;
-        let texts = content.len() + conversation.as_ref().map_or(0, OwnConversation::stored_bytes);
+        let texts = content.len() + conversation.as_ref().map_or(0, OwnConversation::bytes);
         let images = attached.images.iter().map(|image| image.reference.bytes).sum::<u64>();
         let question = request + content.len() as u64;
         StoredSize { request, question, whole: request + texts as u64 + images }
