@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ring::hmac;
 
-use crate::digest::hex;
+use crate::digest::{hex, sha256_hex};
 
 /// The prefix lengths of the IPv6 networks of an address, the widest first. The last one is what
 /// one subscriber gets.
@@ -25,9 +25,18 @@ const SEPARATOR: char = '.';
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Source(pub String);
 
-/// The digest of a network as a number, for what a replica counts in memory.
+/// The digest of a network, or of a user where a user has a share of its own, as a number, for what a
+/// replica counts in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NetworkNumber(u64);
+
+impl NetworkNumber {
+    /// Returns the number of a user in the place of a network's.
+    pub fn of_user(key: &str) -> Self {
+        let digest = sha256_hex(key.as_bytes());
+        Self(u64::from_str_radix(&digest[..2 * DIGEST_BYTES], 16).unwrap_or_default())
+    }
+}
 
 /// The key of the digests. Without a key the digest of an IPv4 address is found by trying all of them.
 /// Cloning is cheap, and clones share the key.

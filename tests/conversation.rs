@@ -421,6 +421,9 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_for_the_largest_conve
             let page = store.page(&OWNER, session, 0, 500).await.expect("a page");
             let first = page.messages.first().expect("a message").id;
             assert!(store.find_message(&OWNER, session, first).await.expect("Redis").is_some());
+            let unknown = uuid::Uuid::new_v4();
+            assert!(store.find_message(&OWNER, session, unknown).await.expect("Redis").is_none());
+            assert!(store.own_turn(&OWNER, session).await.expect("Redis").is_some());
             let taken = take_over_and_delete(&server, &store, &other, session).await;
             assert_eq!(
                 taken.own_conversation().map(|own| own.messages().len()),
@@ -538,6 +541,56 @@ async fn a_waiting_turn_keeps_its_conversation_through_restore_and_claim() {
     assert!(expires(&server, session) > 3600);
     other.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
     assert!((500..=600).contains(&expires(&server, session)));
+}
+
+#[tokio::test]
+async fn a_clear_ends_all_turns_also_where_a_failover_brought_back_more_than_may_wait() {
+    let Stored { server, store, .. } = Stored::start().await;
+    let session = SessionId::random();
+    let nine = async || {
+        let mut turns = Vec::new();
+        for _ in 0..9 {
+            let turn = new_turn(MODEL, "q");
+            let accepted = async || store.accept(&Proposal::new(&OWNER, session, &turn)).await;
+            let Acceptance::New { turn, .. } = retried(accepted).await else { panic!("new") };
+            turns.push(turn);
+        }
+        turns
+    };
+    server.remember();
+    let lost = nine().await;
+    server.lose_what_came_since();
+    nine().await;
+    for turn in &lost {
+        assert_eq!(store.restore(turn).await.expect("Redis"), Restored::Waiting);
+    }
+    assert_eq!(store.open_turns(bucket(session)).await.expect("open turns").len(), 18);
+    store.clear(&mut Clearing::new(&OWNER, session, false)).await.expect("cleared");
+    assert_eq!(store.open_turns(bucket(session)).await.expect("open turns").len(), 0);
+    let next = new_turn(MODEL, "next");
+    let accepted = store.accept(&Proposal::new(&OWNER, session, &next)).await.expect("accepted");
+    assert!(matches!(accepted, Acceptance::New { began: true, .. }), "{accepted:?}");
+}
+
+#[tokio::test]
+async fn a_turn_is_claimed_in_a_session_whose_brought_conversation_was_cleared() {
+    let Stored { server, store, other } = Stored::start().await;
+    let session = SessionId::random();
+    store
+        .accept(&Proposal::new(&OWNER, session, &own_turn("q", conversation())))
+        .await
+        .expect("accepted");
+    store.clear(&mut Clearing::new(&OWNER, session, false)).await.expect("cleared");
+    server.remember();
+    let plain = new_turn(MODEL, "q");
+    let accepted = store.accept(&Proposal::new(&OWNER, session, &plain)).await.expect("accepted");
+    let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
+    server.lose_what_came_since();
+    let restored = retried(async || store.restore(&turn).await).await;
+    assert_eq!(restored, Restored::Waiting);
+    let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
+    let claimed = other.claim(&open).await.expect("a claim");
+    assert!(matches!(claimed, Claim::Waiting(_)), "{claimed:?}");
 }
 
 #[tokio::test]

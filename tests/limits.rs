@@ -834,6 +834,33 @@ async fn a_repeat_while_a_request_is_left_gives_it_back() {
 }
 
 #[tokio::test]
+async fn repeats_of_one_key_and_of_one_caller_cost_nothing_a_few_times_only() {
+    let setup = setup("1000", &[SIGN_IN, ("JARVIS_USER_REQUESTS_PER_MINUTE", "240")]).await;
+    let began = Instant::now();
+    let repeat = async |key: &str, times: usize| {
+        for _ in 0..times {
+            let request = turn(&setup.replica).bearer_auth(token("alice"));
+            let reply = send(request.header("idempotency-key", key)).await;
+            assert_eq!(reply.status, 200, "{}", reply.body);
+        }
+    };
+    // Four of the limit come back in each second.
+    let expect_used = async |cost: u64| {
+        let usage = usage(usage_of(&setup.replica, "alice"), "user-requests").await;
+        let (used, back) = (usage["used"].as_u64().expect("a number"), began.elapsed().as_secs());
+        assert!((cost - 4 * (back + 1)..=cost + 2).contains(&used), "{used} of {cost}, {back} s");
+    };
+    // Sixteen of the repeats of a key cost nothing.
+    repeat("one", 1 + 40).await;
+    expect_used(1 + 40 - 16).await;
+    // Of the repeats of a caller, 120 in a minute cost nothing.
+    for key in 0..9 {
+        repeat(&format!("key {key}"), 1 + 16).await;
+    }
+    expect_used(1 + 40 + 9 * (1 + 16) - 120).await;
+}
+
+#[tokio::test]
 async fn a_repeat_while_a_turn_is_left_gives_it_back() {
     let setup = repeats_give_back("JARVIS_USER_TURNS_PER_MINUTE", "user-turns").await;
     let used = usage(usage_of(&setup.replica, "alice"), "user-turns").await;

@@ -87,7 +87,7 @@ pub(super) async fn stored_answer(
     session: SessionId,
     generation: GenerationId,
 ) -> Result<Option<Box<Message>>, StoreError> {
-    let found = store.find_message(owner, session, generation.0).await?;
+    let found = store.find_answer(owner, session, generation).await?;
     Ok(found.map(|found| Box::new(found.message)))
 }
 

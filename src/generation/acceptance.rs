@@ -80,9 +80,9 @@ impl Generations {
         }
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
-        let network = turn_permit.as_ref().and_then(|it| it.subject.source.widest_network());
+        let source = turn_permit.as_ref().map(|it| it.subject.source.clone()).unwrap_or_default();
         let size = new.stored_size();
-        let admitted = match self.texts.take(network, new.memory()) {
+        let admitted = match self.texts.take(owner, &source, new.memory()) {
             Ok(texts) => {
                 self.admits(owner, session, &new, size).await.map(|grants| (grants, texts))
             }

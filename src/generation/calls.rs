@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::failures::call_invalid;
-use crate::json_schema;
+use crate::json_schema::{self, Steps};
 use crate::ollama::ReplyCall;
 use crate::session::model::{AnswerRules, Failure, ToolCall};
 use crate::session::store::Turn;
@@ -58,8 +58,9 @@ impl<'a> ToolCalls<'a> {
     /// # Errors
     /// Where the arguments of one do not obey the schema that they have to obey.
     pub(super) fn end(self) -> Result<Vec<ToolCall>, Failure> {
-        let invalid = self.calls.iter().find(|call| !obeys(self.rules, call));
-        match invalid {
+        let mut steps = Steps::default();
+        let rules = if self.calls.is_empty() { Value::Null } else { strict_functions(self.rules) };
+        match self.calls.iter().find(|call| !obeys(&rules, call, &mut steps)) {
             Some(call) => {
                 tracing::info!("call of a tool does not obey its schema");
                 Err(call_invalid(&call.name))
@@ -69,26 +70,30 @@ impl<'a> ToolCalls<'a> {
     }
 }
 
-/// Returns whether a call obeys the schema of its function, where it has to.
-fn obeys(rules: &AnswerRules, call: &ToolCall) -> bool {
-    if !rules.strict_calls {
-        return true;
-    }
-    let tools = rules.tools.as_deref().unwrap_or_default();
-    let Ok(Value::Array(tools)) = serde_json::from_str(tools) else { return true };
-    let mut functions = tools.iter().map(|tool| &tool["function"]);
+/// Returns the tools of the request where a call of one may have to obey its schema.
+fn strict_functions(rules: &AnswerRules) -> Value {
+    let tools = rules.tools.as_deref().filter(|_| rules.strict_calls).unwrap_or_default();
+    serde_json::from_str(tools).unwrap_or_default()
+}
+
+/// Returns whether a call obeys the schema of its function, where it has to. All calls of an answer share
+/// the steps.
+fn obeys(tools: &Value, call: &ToolCall, steps: &mut Steps) -> bool {
+    let mut functions = tools.as_array().into_iter().flatten().map(|tool| &tool["function"]);
     let Some(function) = functions.find(|function| function["name"] == *call.name) else {
         return true;
     };
     match (&function["strict"], &function["parameters"]) {
         (Value::Bool(true), Value::Null) | (Value::Bool(false) | Value::Null, _) => true,
         (_, schema) => serde_json::from_str(&call.arguments)
-            .is_ok_and(|arguments| json_schema::obeys(&arguments, schema)),
+            .is_ok_and(|arguments| json_schema::obeys(&arguments, schema, steps)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn calls(rules: &AnswerRules) -> ToolCalls<'_> {
@@ -131,6 +136,26 @@ mod tests {
                 assert!(ended.is_ok_and(|calls| calls[0].id == "call_1_0") || !is_wanted);
             }
         }
+    }
+
+    #[test]
+    fn the_calls_of_an_answer_are_checked_in_bounded_time_together() {
+        // Each check takes nearly all steps that there are.
+        let names = vec!["a"; 300];
+        let schema = json!({"allOf": vec![json!({"required": names}); 300]});
+        let tools = json!([{"function": {"name": "f", "strict": true, "parameters": schema}}]);
+        let rules = AnswerRules {
+            tools: Some(tools.to_string()),
+            strict_calls: true,
+            ..AnswerRules::default()
+        };
+        let ended = |count| {
+            let mut calls = calls(&rules);
+            assert!(calls.add(vec![call("f", r#"{"a": 1}"#); count], 0));
+            calls.end()
+        };
+        assert!(ended(1).is_ok());
+        assert!(ended(2).is_err());
     }
 
     #[test]

@@ -144,8 +144,8 @@ impl Generations {
             return Err(SubmitError::Draining);
         }
         let task = self.tasks.token();
-        let network = permit.subject.source.widest_network();
-        let texts = self.texts.take(network, request.memory())?;
+        let subject = &permit.subject;
+        let texts = self.texts.take(&subject.owner, &subject.source, request.memory())?;
         self.check_model(model).await?;
         let ticket = ticket(&permit.subject, model);
         if let Room::NoneFor(after) = self.queue.room(&ticket.model, &ticket.source).await {

@@ -7,22 +7,25 @@ use metrics::Gauge;
 
 use super::SubmitError;
 use super::failures::texts_full;
-use crate::blocking::SMALL;
 use crate::byte_room::{ByteRoom, RoomPermit};
-use crate::source::NetworkNumber;
+use crate::session::Owner;
+use crate::source::{NetworkNumber, Source};
 use crate::telemetry::metric;
 
-/// The room of a process, in MiB. A network may take a quarter of it.
+/// The room of a process, in MiB. A user or a network may take a quarter of it.
 const MIB: u32 = 64;
-/// Bytes of texts that take no room: the numbers of waiting turns and of slots bound what such texts take
-/// together.
-const FREE_BYTES: usize = SMALL;
+/// The part of it that all anonymous callers may take, of which a network has a quarter.
+const ANONYMOUS_MIB: u32 = 48;
+/// Bytes of texts that take no room: the numbers of slots, of waiting turns, and of turns that wait in
+/// each session bound what such texts take together.
+const FREE_BYTES: usize = 8 << 10;
 
 /// The room for the texts of turns and of requests for embeddings. The memory of what is accepted does not
 /// follow from the number of turns: one may have 64 KiB of texts, or several MiB.
 #[derive(Clone)]
 pub(super) struct TextRoom {
     room: ByteRoom,
+    of_anonymous: ByteRoom,
     held: Gauge,
 }
 
@@ -34,6 +37,7 @@ pub(super) struct HeldTexts {
 
 struct TakenTexts {
     permit: RoomPermit,
+    _of_anonymous: Option<RoomPermit>,
     held: Gauge,
 }
 
@@ -41,37 +45,67 @@ impl Default for TextRoom {
     fn default() -> Self {
         let held = metrics::gauge!(metric::HELD_TEXT_BYTES);
         held.set(0.0);
-        Self { room: ByteRoom::new(MIB), held }
+        Self { room: ByteRoom::new(MIB), of_anonymous: ByteRoom::new(ANONYMOUS_MIB), held }
     }
 }
 
 impl TextRoom {
-    /// Takes room for texts that take so many bytes of memory, in the name of a network.
+    /// Takes room for texts that take so many bytes of memory: in the name of their user, or of the network
+    /// of an anonymous caller.
     ///
     /// # Errors
     /// [`SubmitError::QueueFull`] where there is none: it is free once turns end, which takes longer than
     /// a request may wait for it.
     pub(super) fn take(
         &self,
-        network: Option<NetworkNumber>,
+        owner: &Owner,
+        source: &Source,
         bytes: usize,
     ) -> Result<HeldTexts, SubmitError> {
         if bytes <= FREE_BYTES {
             return Ok(HeldTexts::default());
         }
-        let permit = self.room.try_take(network, bytes);
-        permit.map(|permit| self.held(permit)).ok_or_else(|| SubmitError::QueueFull(texts_full()))
+        let taken = match owner {
+            Owner::User(_) => {
+                let user = NetworkNumber::of_user(&owner.key());
+                self.room.try_take(Some(user), bytes).map(|permit| (permit, None))
+            }
+            Owner::Anonymous => self.take_anonymous(source.widest_network(), bytes),
+        };
+        match taken {
+            Some((permit, of_anonymous)) => Ok(self.held(permit, of_anonymous)),
+            None => Err(SubmitError::QueueFull(texts_full())),
+        }
+    }
+
+    /// Takes room of all anonymous callers, and of the whole. A client on the same machine, which has no
+    /// network, may take all of it.
+    fn take_anonymous(
+        &self,
+        network: Option<NetworkNumber>,
+        bytes: usize,
+    ) -> Option<(RoomPermit, Option<RoomPermit>)> {
+        let of_anonymous = match network {
+            Some(_) => Some(self.of_anonymous.try_take(network, bytes)?),
+            None => None,
+        };
+        // A larger text counts as the share of its network.
+        let counted = of_anonymous.as_ref().map_or(bytes, RoomPermit::bytes);
+        Some((self.room.try_take(None, counted)?, of_anonymous))
     }
 
     /// Takes room for texts as [`TextRoom::take`] does, and none where there is none: a turn of a replica
     /// that is gone is not refused. It was within the room there.
-    pub(super) fn take_if_free(&self, bytes: usize) -> HeldTexts {
-        self.take(None, bytes).unwrap_or_default()
+    pub(super) fn take_if_free(&self, owner: &Owner, source: &str, bytes: usize) -> HeldTexts {
+        self.take(owner, &Source(source.to_owned()), bytes).unwrap_or_default()
     }
 
-    fn held(&self, permit: RoomPermit) -> HeldTexts {
+    fn held(&self, permit: RoomPermit, of_anonymous: Option<RoomPermit>) -> HeldTexts {
         self.held.increment(permit.bytes() as f64);
-        HeldTexts { _taken: Some(Arc::new(TakenTexts { permit, held: self.held.clone() })) }
+        let held = self.held.clone();
+        HeldTexts {
+            _taken: Some(Arc::new(TakenTexts { permit, _of_anonymous: of_anonymous, held })),
+        }
     }
 }
 
@@ -86,22 +120,53 @@ mod tests {
     use super::*;
     use crate::source::SourceKey;
 
+    const STRANGER: Owner = Owner::Anonymous;
+
+    fn source(address: &str) -> Source {
+        SourceKey::new(b"a key").source(address.parse().expect("an address"))
+    }
+
+    fn user(name: &str) -> Owner {
+        Owner::from_key(&format!("user:local:{name}"))
+    }
+
     #[test]
-    fn texts_of_one_network_take_a_quarter_of_the_room_and_small_ones_take_none() {
-        let room = TextRoom::default();
-        let source = SourceKey::default().source("192.0.2.1".parse().expect("an address"));
-        let network = source.widest_network();
-        let held: Vec<_> = (0..16).map(|_| room.take(network, 1 << 20).expect("room")).collect();
-        let refused = room.take(network, FREE_BYTES + 1);
+    fn texts_of_one_network_take_a_quarter_of_the_room_of_strangers_and_small_ones_take_none() {
+        let (room, one) = (TextRoom::default(), source("192.0.2.1"));
+        let take = |source: &Source| room.take(&STRANGER, source, 1 << 20);
+        let held: Vec<_> = (0..12).map(|_| take(&one).expect("room")).collect();
+        let refused = room.take(&STRANGER, &one, FREE_BYTES + 1);
         assert!(matches!(refused, Err(SubmitError::QueueFull(_))));
-        assert!(room.take(network, FREE_BYTES).is_ok());
-        let others: Vec<_> = (0..48).map(|_| room.take(None, 1 << 20).expect("room")).collect();
-        assert!(room.take(None, 1 << 20).is_err(), "all of it");
+        assert!(room.take(&STRANGER, &one, FREE_BYTES).is_ok());
         let clone = held[0].clone();
-        drop((held, others));
-        assert!(room.take(None, 63 << 20).is_ok());
-        assert!(room.take(None, 64 << 20).is_err(), "a clone is left");
+        drop(held);
+        assert!(room.take(&STRANGER, &one, 11 << 20).is_ok());
+        assert!(room.take(&STRANGER, &one, 12 << 20).is_err(), "a clone is left");
         drop(clone);
-        assert!(room.take(None, 100 << 20).is_ok(), "more counts as all of it");
+        assert!(room.take(&STRANGER, &one, 100 << 20).is_ok(), "more counts as all of it");
+    }
+
+    #[test]
+    fn strangers_leave_room_to_users_and_one_user_leaves_room_to_others() {
+        let room = TextRoom::default();
+        let addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"].map(source);
+        let strangers: Vec<_> = addresses
+            .iter()
+            .flat_map(|address| [address; 12])
+            .map(|address| room.take(&STRANGER, address, 1 << 20).expect("room"))
+            .collect();
+        assert!(
+            room.take(&STRANGER, &source("192.0.2.5"), 1 << 20).is_err(),
+            "strangers have theirs"
+        );
+        // A user is no stranger, also at an address that has taken its share.
+        let alices = room.take(&user("alice"), &addresses[0], 15 << 20).expect("room");
+        assert!(room.take(&user("alice"), &source("192.0.2.6"), 2 << 20).is_err());
+        assert!(room.take(&user("bob"), &addresses[0], 1 << 20).is_ok());
+        // The same machine has no network.
+        assert!(room.take(&STRANGER, &source("127.0.0.1"), 1 << 20).is_ok());
+        drop((strangers, alices));
+        let _whole = room.take(&STRANGER, &source("127.0.0.1"), 64 << 20).expect("all of it");
+        assert!(room.take(&user("bob"), &addresses[0], 1 << 20).is_err());
     }
 }

@@ -327,7 +327,7 @@ impl Generations {
 
     /// Runs a turn of another replica, or one that a failover lost, in a task of its own.
     fn run_again(&self, turn: Arc<store::Turn>, state: TurnState) {
-        let texts = self.texts.take_if_free(turn.memory());
+        let texts = self.texts.take_if_free(&turn.owner, &turn.spec.source, turn.memory());
         self.run(turn, state, texts);
     }
 

@@ -181,6 +181,7 @@ impl RateLimits {
                 .iter()
                 .filter_map(|(slot, outcome)| Taken::requests(slot, outcome))
                 .collect(),
+            known,
             refusal,
             given_back: Arc::default(),
             is_worked_on: AtomicBool::new(false),
@@ -442,13 +443,29 @@ impl RateLimits {
         lock(&self.inner.alone_until).is_some_and(|until| Instant::now() < until)
     }
 
-    async fn give_back(&self, Taken { slot, is_local }: &Taken) {
+    async fn give_back(&self, taken: &Taken) {
+        self.give_back_with(taken, TakeOptions::default()).await;
+    }
+
+    /// Gives back what was taken, and returns whether it was.
+    async fn give_back_with(
+        &self,
+        Taken { slot, is_local }: &Taken,
+        options: TakeOptions<'_>,
+    ) -> bool {
         if *is_local {
             self.inner.local.take(slot, 0, true);
-        } else if !slot.charges.is_empty()
-            && let Err(error) = self.inner.store.take(slot, TakeOptions::default()).await
-        {
-            tracing::debug!(%error, "what a refused request took is not given back");
+            return true;
+        }
+        if slot.charges.is_empty() {
+            return false;
+        }
+        match self.inner.store.take(slot, options).await {
+            Ok(outcome) => outcome.is_taken,
+            Err(error) => {
+                tracing::debug!(%error, "what a refused request took is not given back");
+                false
+            }
         }
     }
 }

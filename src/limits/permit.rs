@@ -30,6 +30,8 @@ pub struct TurnPermit {
     pub(super) taken: Vec<Taken>,
     /// The request itself, which only a repeat gets back.
     pub(super) requests: Vec<Taken>,
+    /// The name under which its repeats are known, if it may have some.
+    pub(super) known: Option<String>,
     pub(super) refusal: Option<LimitRefusal>,
     pub(super) given_back: Arc<GivenBack>,
     /// Whether a host works for the turn: then nothing is given back.
@@ -126,11 +128,18 @@ impl TurnPermit {
         self.give_back_all(taken).await;
     }
 
-    /// Gives back the turn and the request: the turn was accepted before, and its repeat costs nothing.
+    /// Gives back the turn, and a few times the request, too: the turn was accepted before, and a balancer
+    /// repeats a request that no replica answered.
     pub async fn give_back_repeat(mut self) {
-        let mut taken = self.unused();
-        taken.append(&mut self.requests);
+        let taken = self.unused();
         self.give_back_all(taken).await;
+        let known = self.known.take().unwrap_or_default();
+        for taken in std::mem::take(&mut self.requests) {
+            let options = TakeOptions { known: &known, ..TakeOptions::default() };
+            if self.limits.give_back_with(&taken, options).await {
+                self.given_back.note(std::slice::from_ref(&taken));
+            }
+        }
     }
 
     async fn give_back_all(&self, taken: Vec<Taken>) {

@@ -5,14 +5,16 @@
 -- Arguments:  forced           1 to take also what is not left: it was used already
 --             once             a name under which this is taken only once, or empty
 --             known            a name under which a repeat is known, or empty: where too little is
---                              left, and this was taken under the name, nothing is taken
+--                              left, and this was taken under the name, nothing is taken. Where this
+--                              gives back, it is what such a repeat took
 --             socket           to hold, or empty
 --             sockets_limit    sockets that the caller may hold; 0 where they are not to be counted
 --             socket_seconds   until the hold ends
 --             limits           of each limit its name, the quota, the microseconds in which one comes
 --                              back, the cost, and where that gives back, when all of the limit was
 --                              to be back right after it was taken, else 0
--- Reply:      verdict    taken, refused, known, or full: the caller holds as many sockets as it may
+-- Reply:      verdict    taken, refused (too little is left, or too many repeats were given back), known,
+--                        or full: the caller holds as many sockets as it may
 --             count      of held sockets
 --             backlogs   of each limit the microseconds until all of it is back
 --             sockets    all that are held, where the verdict is full, and where they are only counted
@@ -42,7 +44,9 @@ register {
       end
     end
     local known = args.known ~= '' and known_key(base, args.known)
-    if verdict == 'refused' and known and use_repeat(known) then
+    if known and limits[1].cost < 0 then
+      verdict = use_repeat(base, known) and 'taken' or 'refused'
+    elseif verdict == 'refused' and known and use_repeat(base, known) then
       verdict = 'known'
     end
     local sockets, sockets_limit, count = sockets_key(base), tonumber(args.sockets_limit), 0

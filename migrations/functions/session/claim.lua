@@ -29,7 +29,8 @@ local function claimed(keys, state, turn, question)
     for at = 1, #path, ENTRY_BYTES do
       numbers[#numbers + 1] = struct.unpack('>I4', path, at)
     end
-    for _, message in ipairs(redis.call('HMGET', keys.messages, unpack(numbers))) do
+    -- A clear may have removed them.
+    for _, message in ipairs(#numbers > 0 and redis.call('HMGET', keys.messages, unpack(numbers)) or {}) do
       reply[#reply + 1] = message
     end
   end

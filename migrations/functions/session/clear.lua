@@ -123,7 +123,9 @@ register {
       local generation = words(entry)[1]
       release(keys, generation, 'clear')
       reply[#reply + 1] = generation
-      push_event(keys, args.cancel_tags[1 + i], 'cancelled', generation, args.cancel_event)
+      -- After a failover there may be more turns than the caller has made tags for.
+      push_event(keys, args.cancel_tags[math.min(1 + i, #args.cancel_tags)], 'cancelled', generation,
+        args.cancel_event)
     end
     push_event(keys, args.tag, 'cleared', '-', args.event)
     local title = redis.call('HGET', keys.messages, 'title')

@@ -135,11 +135,14 @@ pub struct ClientSources {
 
 impl ClientSources {
     /// Returns the source of a request on a connection of this address. Only a client whose own
-    /// connection comes from loopback has no limits: one that a proxy forwards cannot choose that.
+    /// connection comes from loopback has no limits: one that a proxy forwards cannot choose that, also
+    /// where the proxy is on the same machine and is not listed, so that all its clients are one address.
     pub fn of(&self, peer: IpAddr, headers: &HeaderMap) -> Source {
-        match self.proxies.client(peer, headers) {
-            ClientAddress { address, is_forwarded: true } => self.key.forwarded(address),
-            ClientAddress { address, is_forwarded: false } => self.key.source(address),
+        let ClientAddress { address, is_forwarded } = self.proxies.client(peer, headers);
+        if is_forwarded || self.proxies.is_untrusted_forward(peer, headers) {
+            self.key.forwarded(address)
+        } else {
+            self.key.source(address)
         }
     }
 }
@@ -201,12 +204,16 @@ mod tests {
         ] {
             assert!(sources(trusted, peer, forwarded).is_limited(), "{peer} {forwarded:?}");
         }
+        // A proxy on the same machine that is not listed: all its clients are one address.
+        for (peer, forwarded) in [("127.0.0.1", "127.0.0.1"), ("::ffff:127.0.0.1", "192.0.2.7")] {
+            let source = sources(&[], peer, &[forwarded]);
+            assert!(source.is_limited(), "{peer} {forwarded}");
+        }
         for (trusted, peer, forwarded) in [
             (trusted, "127.0.0.1", &[][..]),
             (trusted, "::1", &["", " , "]),
-            // Whatever a client on the same machine sends, its connection is from there.
-            (&[], "127.0.0.1", &["127.0.0.1"]),
-            (&[], "::ffff:127.0.0.1", &["192.0.2.1"]),
+            (&[], "127.0.0.1", &[]),
+            (&[], "::ffff:127.0.0.1", &[]),
         ] {
             assert!(!sources(trusted, peer, forwarded).is_limited(), "{peer} {forwarded:?}");
         }

@@ -87,7 +87,7 @@ impl Store {
         let question = self.page(owner, session, brought, 1).await?.messages.pop();
         let Some(question) = question else { return Ok(None) };
         let generation = GenerationId::of_question(question.id);
-        let answer = self.find_message(owner, session, generation.0).await?;
+        let answer = self.find_answer(owner, session, generation).await?;
         let answer = answer.map(|found| found.message);
         Ok(Some(AnsweredTurn { generation, brought, question, answer }))
     }
@@ -326,8 +326,7 @@ impl Store {
         Ok(Batch { described, epoch, more, first, bytes, messages })
     }
 
-    /// Returns a message, on whichever branch it is, and its position in the history. `id` is the
-    /// message's own or that of the generation that made it.
+    /// Returns a message, on whichever branch it is, and its position in the history.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -337,11 +336,36 @@ impl Store {
         session: SessionId,
         id: Uuid,
     ) -> Result<Option<Found>, StoreError> {
+        self.find_by(owner, session, id, false).await
+    }
+
+    /// Returns the answer of a generation as [`Store::find_message`] does, if it has ended. It costs Redis
+    /// little also where there is none and the session's first turn brought many messages.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn find_answer(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        generation: GenerationId,
+    ) -> Result<Option<Found>, StoreError> {
+        self.find_by(owner, session, generation.0, true).await
+    }
+
+    async fn find_by(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        id: Uuid,
+        of_generation: bool,
+    ) -> Result<Option<Found>, StoreError> {
         let names = ["session", "messages", "path", "branches", "index"];
         let call = SessionKeys::of(session)
             .call_with("jarvis_message_1", &names)
             .arg("owner", owner.key())
-            .text("id", id);
+            .text("id", id)
+            .flag("of_generation", of_generation);
         let reply: Vec<String> = self.redis.call_readonly(call).await?;
         match reply.as_slice() {
             [status] if status == "absent" => Err(StoreError::Absent),

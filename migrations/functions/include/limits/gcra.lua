@@ -13,11 +13,16 @@ local sockets_key = single_key(':sockets')
 -- A string: what was taken under this name is not taken again.
 local once_key = key_of_each(':once:')
 
--- A string: how often a request of this name was repeated where too little was left.
+-- A string: how often a request of this name was repeated and cost nothing.
 local known_key = key_of_each(':known:')
 
--- Repeats of one name where too little is left, at most: a balancer tries each replica once.
+-- A string: how many repeats of the caller cost nothing in this minute.
+local repeats_key = single_key(':repeats')
+
+-- Repeats of one name that cost nothing, at most: a balancer tries each replica once.
 local REPEATS = 16
+-- Repeats of one caller that cost nothing, at most, in a minute: a replica that is replaced has many.
+local REPEATS_OF_CALLER = 120
 
 -- Returns the time of Redis in microseconds.
 local function now_us()
@@ -95,13 +100,17 @@ local function hold_sockets(sockets, held, now, seconds)
   redis.call('EXPIRE', sockets, seconds)
 end
 
--- Returns whether a request of this name was taken before and may be repeated once more, and counts
--- the repeat.
-local function use_repeat(known)
+-- Returns whether a request of this name was taken before and may be repeated once more for nothing,
+-- and counts the repeat.
+local function use_repeat(base, known)
   local used = redis.call('GET', known)
-  if not used or tonumber(used) >= REPEATS then
+  local of_caller = tonumber(redis.call('GET', repeats_key(base)) or '0')
+  if not used or tonumber(used) >= REPEATS or of_caller >= REPEATS_OF_CALLER then
     return false
   end
   redis.call('INCR', known)
+  if redis.call('INCR', repeats_key(base)) == 1 then
+    redis.call('EXPIRE', repeats_key(base), 60)
+  end
   return true
 end

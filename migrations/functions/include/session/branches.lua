@@ -140,10 +140,11 @@ end
 
 -- Returns the number of the message with this id.
 local function number_of(keys, id)
-  local number = redis.call('HGET', keys.index, id)
-  if number then
-    return tonumber(number)
-  end
+  return tonumber(redis.call('HGET', keys.index, id) or nil)
+end
+
+-- Returns the number of a message with this id that is not in the index.
+local function unindexed_number_of(keys, id)
   for other = 1, tonumber(redis.call('HGET', keys.session, 'unindexed') or 0) do
     if id_of(redis.call('HGET', keys.messages, other)) == id then
       return other

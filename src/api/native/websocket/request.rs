@@ -22,6 +22,7 @@ use crate::limits::{LimitRefusal, RequestKind, Subject, TurnPermit};
 use crate::session::store::{Found, Page};
 use crate::session::{Owner, SessionId, Store, StoreError};
 use crate::sign_in::{SignInError, Validity};
+use crate::source::Source;
 use crate::telemetry::traces::{self, Span, TraceContext};
 
 /// A request of the client.
@@ -176,14 +177,14 @@ async fn handle(
     done.unwrap_or_else(|problem| RequestOutcome::Reply(wire::error(&problem, id.as_deref())))
 }
 
-/// Checks the new token of a socket's caller. One that is not valid, or is another user's, costs a
-/// request of the limit of the caller's address.
+/// Checks the new token of a socket's caller. The message was admitted as every other one is, so that one
+/// that is not valid costs its address nothing more.
 async fn sign_in_again(
     shared: &Shared,
     subject: &Subject,
     token: &str,
 ) -> Result<RequestOutcome, Problem> {
-    let (limits, source) = (&shared.limits, &subject.source);
+    let (limits, source) = (&shared.limits, &Source::default());
     let identity = middleware::identify(&shared.sign_in, limits, source, token).await?;
     if identity.owner == subject.owner {
         return Ok(RequestOutcome::SignedIn(identity.validity));
@@ -199,7 +200,7 @@ async fn admit(
     message: &ClientMessage,
 ) -> Result<Option<TurnPermit>, LimitRefusal> {
     let kind = match message {
-        ClientMessage::Ping | ClientMessage::Auth { .. } => return Ok(None),
+        ClientMessage::Ping => return Ok(None),
         ClientMessage::Chat(_) => RequestKind::Turn,
         _ => RequestKind::Plain,
     };
