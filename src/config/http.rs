@@ -29,7 +29,8 @@ pub struct HttpSettings {
     pub admin_listen: Option<SocketAddr>,
 
     /// Networks of the proxies in front whose X-Forwarded-For is believed, separated by commas, as
-    /// 10.0.0.0/8; empty: a client's address is the connection's
+    /// 10.0.0.0/8; a proxy on the same machine has to be listed, too; empty: a client's address is the
+    /// connection's
     #[arg(long, env = "JARVIS_TRUSTED_PROXIES", value_name = "NETWORKS", value_delimiter = ',')]
     #[arg(value_parser = or_blank(listed_network))]
     pub trusted_proxies: Vec<String>,
@@ -77,13 +78,13 @@ pub struct HttpSettings {
     #[arg(value_parser = of_file(compared_token))]
     pub metrics_token_file: Option<OfFile<Secret>>,
 
-    /// WebSockets and event streams at a time, at most
+    /// WebSockets, event streams and streamed turns at a time, at most
     #[arg(long, env = "JARVIS_MAX_SOCKETS", value_name = "N", default_value_t = 19_000)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..)))]
     pub max_sockets: u32,
 
-    /// WebSockets and event streams of one address at one replica, at most; an IPv6 /56 may have twice
-    /// as many, a /48 four times. Loopback addresses have no such limit; 0: any number
+    /// WebSockets, event streams and streamed turns of one address at one replica, at most; an IPv6 /56
+    /// may have twice as many, a /48 four times. Loopback addresses have no such limit; 0: any number
     #[arg(long, env = "JARVIS_ADDRESS_SOCKETS", value_name = "N", default_value_t = 200)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32)))]
     pub address_sockets: u32,

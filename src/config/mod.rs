@@ -105,7 +105,7 @@ pub enum Command {
         #[command(flatten)]
         secret: SecretSettings,
     },
-    /// Prints every setting of serve as a Markdown table
+    /// Prints every setting of serve as Markdown tables
     Settings,
 }
 
@@ -273,9 +273,10 @@ impl Settings {
     }
 }
 
-/// Returns every setting of `jarvis serve` as a Markdown table.
+/// Returns every setting of `jarvis serve` as Markdown: a heading and a table for each group.
 pub fn settings_table() -> String {
-    let mut table = String::from("| flag | environment | default | |\n| --- | --- | --- | --- |\n");
+    let mut table = String::new();
+    let mut group = None;
     let command = Cli::command();
     let arguments =
         command.find_subcommand("serve").into_iter().flat_map(clap::Command::get_arguments);
@@ -285,6 +286,13 @@ pub fn settings_table() -> String {
         };
         if argument.is_hide_set() {
             continue;
+        }
+        if argument.get_help_heading() != group {
+            let gap = if group.is_some() { "\n" } else { "" };
+            group = argument.get_help_heading();
+            let heading = group.unwrap_or("Others");
+            let _ = writeln!(table, "{gap}## {heading}\n\n| flag | environment | default | |");
+            let _ = writeln!(table, "| --- | --- | --- | --- |");
         }
         let default = argument
             .get_default_values()
