@@ -160,7 +160,7 @@ impl Redis {
                 let wait = CustomCommand::new_static("WAIT", node_of(slot), false);
                 let args = vec![acknowledgements, ACKNOWLEDGEMENT_MILLISECONDS];
                 let made = Instant::now();
-                let acknowledged = client.custom::<i64, _>(wait, args).await;
+                let acknowledged = Box::pin(client.custom::<i64, _>(wait, args)).await;
                 record_redis_command("wait", made.elapsed());
                 acknowledged.is_ok_and(|count| count >= acknowledgements)
             };
@@ -222,7 +222,8 @@ impl Redis {
         let command = CustomCommand::new_static("SPUBLISH", node_of(Some(slot)), false);
         let arguments: Vec<Value> = vec![channel.into(), payload.into()];
         let made = Instant::now();
-        let published = self.client().custom::<u64, _>(command, arguments).await;
+        let client = self.client();
+        let published = Box::pin(client.custom::<u64, _>(command, arguments)).await;
         record_redis_command("spublish", made.elapsed());
         self.count_error(&published);
         published.map_err(|error| self.main.explain(error))
@@ -259,7 +260,7 @@ impl Redis {
     /// function is missing.
     async fn call_node<R: FromValue>(
         &self,
-        client: &ManagedClient,
+        managed: &ManagedClient,
         command: &'static str,
         function: &'static str,
         node: ClusterHash,
@@ -272,7 +273,10 @@ impl Redis {
             // custom command by its hash slot only.
             let call = CustomCommand::new_static(command, node.clone(), false);
             let made = Instant::now();
-            let reply = client.client().custom::<R, Value>(call, arguments.to_vec()).await;
+            // Boxed: fred's future takes 6 KiB, and is a part of every future that calls a function, such
+            // as that of a turn, which mostly waits for something else.
+            let client = managed.client();
+            let reply = Box::pin(client.custom::<R, Value>(call, arguments.to_vec())).await;
             record_redis_command(function, made.elapsed());
             self.count_error(&reply);
             let error = match reply {
@@ -285,7 +289,7 @@ impl Redis {
             } else if is_redirection(&error) && attempt < REDIRECTED_ATTEMPTS {
                 let _ = backoff.pause().await;
             } else {
-                return Err(client.explain(error));
+                return Err(managed.explain(error));
             }
         }
     }
