@@ -36,8 +36,8 @@ write() {
     echo "$1 written"
 }
 
-# The replicas' password, and that of the user for operators.
-for name in JARVIS_REDIS_PASSWORD JARVIS_REDIS_ADMIN_PASSWORD; do
+# The passwords of the users jarvis, replica (for backups), sentinel and admin (for operators): each has its own.
+for name in JARVIS_REDIS_PASSWORD JARVIS_REDIS_REPLICA_PASSWORD JARVIS_REDIS_SENTINEL_PASSWORD JARVIS_REDIS_ADMIN_PASSWORD; do
     if ! grep -qs "^$name=." "$root/.env"; then
         { [ ! -e "$root/.env" ] || grep -v "^$name=" "$root/.env" || true
           echo "$name=$(password)"; } | write "$root/.env"

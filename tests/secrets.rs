@@ -581,8 +581,13 @@ fn noting(folder: &std::path::Path, programs: &[&str]) -> std::path::PathBuf {
     bin
 }
 
-/// A password of operators that is nowhere else.
-const ADMIN: &str = "adm1n-of-redis";
+/// The users of compose's Redis, with the variable of the password of each, and one that is nowhere else.
+const USERS: [(&str, &str, &str); 4] = [
+    ("jarvis", "JARVIS_REDIS_PASSWORD", REDIS),
+    ("replica", "JARVIS_REDIS_REPLICA_PASSWORD", "repl1ca-of-redis"),
+    ("sentinel", "JARVIS_REDIS_SENTINEL_PASSWORD", "sent1nel-of-redis"),
+    ("admin", "JARVIS_REDIS_ADMIN_PASSWORD", "adm1n-of-redis"),
+];
 
 #[test]
 fn no_program_of_the_deployments_gets_a_password_among_its_arguments() {
@@ -608,10 +613,13 @@ fn no_program_of_the_deployments_gets_a_password_among_its_arguments() {
     );
     let is_password =
         |word: &&str| word.len() == 64 && word.bytes().all(|it| it.is_ascii_hexdigit());
+    for (_, variable, _) in USERS {
+        assert!(env.lines().any(|line| line.starts_with(&format!("{variable}="))), "{variable}");
+    }
     let texts = [env, acl, url].join("\n");
     let words = texts.split(|letter: char| !letter.is_ascii_alphanumeric());
     let passwords: std::collections::BTreeSet<&str> = words.filter(is_password).collect();
-    assert_eq!(passwords.len(), 6, "two of compose, and four users");
+    assert_eq!(passwords.len(), 8, "four users of compose, and four of Kubernetes");
 
     // The script by which compose's Redis gets its users.
     let compose = std::fs::read_to_string(root.join("docker-compose.yml")).expect("a file");
@@ -628,16 +636,21 @@ fn no_program_of_the_deployments_gets_a_password_among_its_arguments() {
         .replace("/tmp/users.acl", &users.display().to_string());
     let mut started = Command::new("sh");
     started.args(["-c", &script, "redis"]).env("PATH", &path);
-    started.env("JARVIS_REDIS_PASSWORD", REDIS).env("JARVIS_REDIS_ADMIN_PASSWORD", ADMIN);
+    started.envs(USERS.map(|(_, variable, password)| (variable, password)));
     let started = started.output().expect("sh");
     assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
     let users = std::fs::read_to_string(users).expect("users");
-    assert!(users.contains(&format!("user jarvis on >{REDIS} ")), "{users}");
-    assert!(users.contains(&format!("user admin on >{ADMIN} ")), "{users}");
+    for (user, variable, password) in USERS {
+        assert!(users.contains(&format!("user {user} on >{password} resetkeys")), "{users}");
+        // Without it compose does not start, and names the script.
+        let needed = format!("{variable}: ${{{variable}:?There is no password for ");
+        let line = compose.lines().find(|line| line.trim_start().starts_with(&needed));
+        assert!(line.is_some_and(|line| line.ends_with("run deploy/secrets.sh}")), "{variable}");
+    }
 
     let noted = std::fs::read_to_string(folder.path().join("arguments")).expect("arguments");
     assert!(noted.contains("/od ") && noted.contains("/redis-server --aclfile"), "{noted}");
-    for password in passwords.into_iter().chain([REDIS, ADMIN]) {
+    for password in passwords.into_iter().chain(USERS.map(|(_, _, password)| password)) {
         assert!(!noted.contains(password), "{noted}");
     }
 }

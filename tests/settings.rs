@@ -61,6 +61,51 @@ fn an_environment_variable_that_is_set_to_nothing_is_as_if_it_were_not_set() {
     drop(default);
 }
 
+/// The settings that docker-compose.yml has values of its own for, and the one that is not of `serve`.
+const OF_COMPOSE: [&str; 6] = [
+    "JARVIS_HEALTH_URL",
+    "JARVIS_LISTEN",
+    "JARVIS_ADMIN_LISTEN",
+    "JARVIS_TRUSTED_PROXIES",
+    "JARVIS_REDIS_URL",
+    "JARVIS_DRAIN_TIMEOUT",
+];
+
+#[test]
+fn every_setting_of_the_file_env_reaches_the_replicas_of_compose() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let read = |name: &str| std::fs::read_to_string(format!("{root}/{name}")).expect("a file");
+    let compose = read("docker-compose.yml");
+    let replica = compose.split("\n  jarvis:").nth(1).and_then(|rest| rest.split("\n\n").next());
+    let replica = replica.expect("the service jarvis");
+    let settings = compose.split("\nx-settings: &settings\n").nth(1);
+    let settings = settings.and_then(|rest| rest.split("\n\n").next()).expect("the settings");
+    assert!(replica.contains("    environment:\n      <<: *settings\n"), "{replica}");
+    let is_file = |name: &String| name.ends_with("_FILE");
+    let is_own = |name: &String| OF_COMPOSE.contains(&name.as_str());
+    let mut passed = 0;
+    for name in variables().into_iter().filter(|name| !is_file(name) && !is_own(name)) {
+        let line = format!("  {name}: ${{{name}:-");
+        let places =
+            settings.lines().chain(replica.lines().map(|line| line.trim_start_matches("    ")));
+        assert_eq!(places.filter(|place| place.starts_with(&line)).count(), 1, "{name}");
+        passed += 1;
+    }
+    assert!(passed > 50, "{passed}");
+    // What the pages write into that file has an effect, as a setting or in compose itself.
+    for page in
+        ["README.md", "SECURITY.md", "docs/HARDENING.md", "docs/OPERATIONS.md", "docs/SIGN_IN.md"]
+    {
+        let page = read(page);
+        let lines = page.lines().filter(|line| line.contains("`.env`"));
+        for quote in lines.flat_map(|line| line.split('`').skip(1).step_by(2)) {
+            let name = quote.split('=').next().filter(|name| *name != quote).unwrap_or_default();
+            let is_read = compose.contains(&format!("${{{name}:"));
+            assert!(!name.starts_with("JARVIS_") || is_read, "compose does not read {name}");
+        }
+    }
+}
+
 #[test]
 fn the_help_names_every_variable_even_one_that_is_set_to_nothing() {
     let mut command = binary(&["serve", "--help"]);

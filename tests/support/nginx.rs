@@ -67,6 +67,13 @@ impl Nginx {
         std::fs::read_to_string(self.folder.path().join("access.log")).unwrap_or_default()
     }
 
+    /// Takes away the folder in which it keeps bodies.
+    pub fn leave_no_room_for_bodies(&self) {
+        let place = self.folder.path().join("client_body");
+        std::fs::remove_dir_all(&place).expect("the folder of bodies");
+        std::fs::write(&place, "").expect("a file in its place");
+    }
+
     /// Returns its log of errors.
     pub fn errors(&self) -> String {
         self.process.printed()

@@ -319,6 +319,8 @@ impl Compose {
             .env("JARVIS_OLLAMA_SLOTS", "64")
             .env("JARVIS_REVISION", revision().unwrap_or_default())
             .env("JARVIS_REDIS_PASSWORD", "of-make-verify")
+            .env("JARVIS_REDIS_REPLICA_PASSWORD", "of-replicas-of-make-verify")
+            .env("JARVIS_REDIS_SENTINEL_PASSWORD", "of-sentinels-of-make-verify")
             .env("JARVIS_REDIS_ADMIN_PASSWORD", "of-operators-of-make-verify")
     }
 
