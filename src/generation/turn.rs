@@ -131,7 +131,8 @@ async fn run_to_end(
             }
         }
     }
-    finish(generations, turn, writer, writers, end, trace).await
+    // Boxed, because a turn that waits would keep the room of its end.
+    Box::pin(finish(generations, turn, writer, writers, end, trace)).await
 }
 
 /// Waits until the turn begins, after the earlier turns of its session.
