@@ -12,8 +12,8 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 /// Steps of one check, at most: schemas that refer to themselves could ask for any number. A step is a
-/// schema, a field or an item of the value, an entry of `enum`, `required` or `type`, or 64 bytes of a text
-/// or a name in one of these.
+/// schema, one of its keywords, a part of a reference, a field or an item of the value, eight entries of
+/// `enum`, `required` or `type`, or 64 bytes of a text or a name in one of these.
 const STEPS: usize = 100_000;
 /// Schemas within schemas, at most.
 const DEPTH: u32 = 128;
@@ -288,17 +288,41 @@ fn schemas(list: &Value) -> impl Iterator<Item = &Value> {
     list.as_array().into_iter().flatten()
 }
 
-/// Returns the place within a schema that a reference names.
+/// Returns the schema within a schema that a reference names. A place that holds no schema, as a default
+/// does, is not found: [`check`] has not looked at it.
 fn referred<'a>(root: &'a Value, path: &str) -> Option<&'a Value> {
-    root.pointer(path.strip_prefix('#')?)
+    let mut parts = path.strip_prefix('#')?.split('/');
+    if !parts.next()?.is_empty() {
+        return None;
+    }
+    let mut schema = root;
+    while let Some(keyword) = parts.next() {
+        let inner = schema.get(keyword)?;
+        schema = match keyword {
+            "additionalProperties" | "items" => inner,
+            keyword if MAPS.contains(&keyword) => {
+                inner.get(parts.next()?.replace("~1", "/").replace("~0", "~"))?
+            }
+            keyword if LISTS.contains(&keyword) => {
+                inner.get(parts.next()?.parse::<usize>().ok()?)?
+            }
+            _ => return None,
+        };
+    }
+    Some(schema)
 }
 
-/// Returns the steps that the entries of a schema's lists take, and its reference.
+/// Returns the steps that a schema takes by its keywords, the entries of its lists, and its reference.
 fn cost_of_rules(schema: &Value) -> usize {
-    let entries = |keyword| schema.get(keyword).and_then(Value::as_array).into_iter().flatten();
-    let lists = ["enum", "required", "type"].into_iter().flat_map(entries);
-    let reference = schema.get("$ref").map_or(0, cost_of);
-    lists.map(|entry| 1 + cost_of(entry)).sum::<usize>() + reference
+    let Some(fields) = schema.as_object() else { return 0 };
+    let list = |keyword| {
+        let entries = fields.get(keyword).and_then(Value::as_array);
+        entries.map_or(0, |list| list.len() / 8 + list.iter().map(cost_of).sum::<usize>())
+    };
+    let lists = ["enum", "required", "type"].map(list).iter().sum::<usize>();
+    let path = fields.get("$ref").and_then(Value::as_str).unwrap_or_default();
+    let constant = fields.get("const").map_or(0, cost_of);
+    fields.len() + lists + path.matches('/').count() + path.len() / 64 + constant
 }
 
 /// Returns the steps that the parts of a value take.
@@ -366,6 +390,13 @@ mod tests {
             (tree.clone(), json!({"next": {"next": null}}), true),
             (tree.clone(), json!({"next": {"next": 1}}), false),
             (json!(false), json!(1), false),
+            (json!({"$ref": "#/$defs/a~1b~0", "$defs": {"a/b~": {"const": 1}}}), json!(1), true),
+            (
+                json!({"$ref": "#/anyOf/0/items", "anyOf": [{"items": {"const": 1}}]}),
+                json!(1),
+                true,
+            ),
+            (json!({"items": {"$ref": "#"}, "type": ["array", "null"]}), json!([[null]]), true),
         ] {
             assert_eq!(check(&schema), Ok(()), "{schema}");
             assert_eq!(
@@ -393,11 +424,28 @@ mod tests {
             (json!({"items": [1]}), value("a schema")),
             (json!({"$ref": "#/$defs/a"}), SchemaFault::Reference("#/$defs/a".to_owned())),
             (json!({"$ref": "https://a"}), SchemaFault::Reference("https://a".to_owned())),
+            // What is there holds no schema, and is not checked.
+            (
+                json!({"$ref": "#/default", "default": {"pattern": "^a"}}),
+                SchemaFault::Reference("#/default".to_owned()),
+            ),
+            (
+                json!({"$ref": "#/properties", "properties": {}}),
+                SchemaFault::Reference("#/properties".to_owned()),
+            ),
         ] {
             assert_eq!(check(&schema), Err(fault), "{schema}");
         }
         let deep = (0..200).fold(json!({}), |schema, _| json!({"items": schema}));
         assert_eq!(check(&deep), Err(SchemaFault::TooLarge));
+    }
+
+    #[test]
+    fn lists_of_many_values_leave_steps_to_many_items() {
+        let countries: Vec<_> = (0..800).map(|number| format!("country {number}")).collect();
+        let schema = json!({"items": {"properties": {"country": {"enum": countries}}}});
+        let items = vec![json!({"country": "country 799"}); 200];
+        assert!(obeys(&json!(items), &schema, &mut Steps::default()));
     }
 
     #[test]
@@ -415,6 +463,8 @@ mod tests {
         let name = "n".repeat(60_000);
         let mut types = vec!["null"; 16_000];
         types.push("object");
+        let many: Map<_, _> = (0..5_000).map(|name| (name.to_string(), json!({}))).collect();
+        let many = Value::Object(many);
         for (schema, value) in [
             (twice, json!(1)),
             (again(json!({"type": types})), json!({})),
@@ -422,6 +472,7 @@ mod tests {
             (again(json!({"required": [name]})), json!({name.as_str(): 1})),
             (again(json!({"properties": {"a": {}}})), json!({name.as_str(): 1})),
             (again(json!({"enum": [name, 1]})), json!(1)),
+            (again(json!({"properties": many.clone()})), many),
         ] {
             let begun = std::time::Instant::now();
             assert!(!obeys(&value, &schema, &mut Steps::default()));

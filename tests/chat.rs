@@ -441,7 +441,8 @@ async fn a_killed_replica_is_replaced_without_a_lost_character() {
     let message = "[[tokens=300]] survive";
     let expected = ollama_sim::script_answer("tinyllama:latest", message, None, 64);
     let Watched { session, mut watching, _asking, mut events } = watched(&fleet, message).await;
-    for _ in 0..30 {
+    // New replicas are watched within a second, in which 60 pieces come.
+    for _ in 0..80 {
         events.push(watching.event().await);
     }
     fleet.replicas[0].kill();

@@ -52,12 +52,13 @@ async fn hold(server: &str, client: &str, framing: &str) -> Raw {
     raw
 }
 
-/// Holds as many connections of a client as it may have, of as many addresses where it has a network,
-/// and returns the response to one more.
+/// Holds as many connections of a client as it may have, of as many addresses where it has a network
+/// (`…::` one /64, `…*` the /64 of one site), and returns the response to one more.
 async fn hold_all(server: &str, client: &str, framing: &str, count: usize) -> (Vec<Raw>, Response) {
-    let address = |number| match client.strip_suffix("::") {
-        Some(network) => format!("{network}::{number:x}"),
-        None => client.to_owned(),
+    let address = |number| match (client.strip_suffix("::"), client.strip_suffix('*')) {
+        (Some(network), _) => format!("{network}::{number:x}"),
+        (_, Some(site)) => format!("{site}{number:x}::1"),
+        (None, None) => client.to_owned(),
     };
     let addresses: Vec<String> = (0..=count).map(address).collect();
     let holds = addresses.iter().map(|address| hold(server, address, framing));
@@ -127,7 +128,7 @@ async fn large_bodies_of_one_address_leave_nginx_room_for_those_of_others() {
     for (client, framing, zone) in [
         ("192.0.2.1", "Content-Length: 10000", of_100k),
         ("192.0.2.2", "Content-Length: 100000", of_1m),
-        ("2001:db8::", "Content-Length: 1000000", of_9m),
+        ("2001:db8:0:*", "Content-Length: 1000000", of_9m),
         ("192.0.2.3", "Transfer-Encoding: chunked", of_9m),
     ] {
         let (_held, refused) = hold_all(server, client, framing, bound(zone)).await;
@@ -135,10 +136,11 @@ async fn large_bodies_of_one_address_leave_nginx_room_for_those_of_others() {
         assert!(refused.body.contains("\"rate_limited\""), "{}", refused.body);
         // A small request of the same client is served, and a large one of another.
         let small = json!({"message": "[[tokens=1]] hi"});
-        let reply = of(client, server, "/api/v1/chat", Some(&small)).await;
+        let one = client.replace('*', "0::1");
+        let reply = of(&one, server, "/api/v1/chat", Some(&small)).await;
         assert_eq!(reply.status, 200, "{client}: {}", reply.body);
         let large = json!({"message": "x".repeat(2_000_000)});
-        let reply = of("2001:db8:0:1::1", server, "/api/v1/chat", Some(&large)).await;
+        let reply = of("2001:db8:1::1", server, "/api/v1/chat", Some(&large)).await;
         assert!(is_of_the_replica(&reply), "{}: {}", reply.status, reply.body);
     }
     // A client on this machine that no proxy names has no bound.

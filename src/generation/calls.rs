@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn the_calls_of_an_answer_are_checked_in_bounded_time_together() {
         // Each check takes nearly all steps that there are.
-        let names = vec!["a"; 300];
+        let names = vec!["a"; 2_000];
         let schema = json!({"allOf": vec![json!({"required": names}); 300]});
         let tools = json!([{"function": {"name": "f", "strict": true, "parameters": schema}}]);
         let rules = AnswerRules {

@@ -16,6 +16,9 @@ use crate::telemetry::metric;
 const MIB: u32 = 64;
 /// The part of it that all anonymous callers may take, of which a network has a quarter.
 const ANONYMOUS_MIB: u32 = 48;
+/// The room of all users by their networks, of which a network has a quarter: half of the room of a
+/// process.
+const USERS_NETWORKS_MIB: u32 = 128;
 /// Bytes of texts that take no room: the numbers of slots, of waiting turns, and of turns that wait in
 /// each session bound what such texts take together.
 const FREE_BYTES: usize = 8 << 10;
@@ -26,6 +29,7 @@ const FREE_BYTES: usize = 8 << 10;
 pub(super) struct TextRoom {
     room: ByteRoom,
     of_anonymous: ByteRoom,
+    of_users_networks: ByteRoom,
     held: Gauge,
 }
 
@@ -37,7 +41,8 @@ pub(super) struct HeldTexts {
 
 struct TakenTexts {
     permit: RoomPermit,
-    _of_anonymous: Option<RoomPermit>,
+    /// What it takes of the room of a part of the callers.
+    _of_part: Option<RoomPermit>,
     held: Gauge,
 }
 
@@ -45,7 +50,12 @@ impl Default for TextRoom {
     fn default() -> Self {
         let held = metrics::gauge!(metric::HELD_TEXT_BYTES);
         held.set(0.0);
-        Self { room: ByteRoom::new(MIB), of_anonymous: ByteRoom::new(ANONYMOUS_MIB), held }
+        Self {
+            room: ByteRoom::new(MIB),
+            of_anonymous: ByteRoom::new(ANONYMOUS_MIB),
+            of_users_networks: ByteRoom::new(USERS_NETWORKS_MIB),
+            held,
+        }
     }
 }
 
@@ -65,17 +75,29 @@ impl TextRoom {
         if bytes <= FREE_BYTES {
             return Ok(HeldTexts::default());
         }
+        let network = source.widest_network();
         let taken = match owner {
-            Owner::User(_) => {
-                let user = NetworkNumber::of_user(&owner.key());
-                self.room.try_take(Some(user), bytes).map(|permit| (permit, None))
-            }
-            Owner::Anonymous => self.take_anonymous(source.widest_network(), bytes),
+            Owner::User(_) => self.take_of_user(&owner.key(), network, bytes),
+            Owner::Anonymous => self.take_anonymous(network, bytes),
         };
         match taken {
-            Some((permit, of_anonymous)) => Ok(self.held(permit, of_anonymous)),
+            Some((permit, of_part)) => Ok(self.held(permit, of_part)),
             None => Err(SubmitError::QueueFull(texts_full())),
         }
+    }
+
+    /// Takes room of a user, of the users of its network, and of the whole.
+    fn take_of_user(
+        &self,
+        user: &str,
+        network: Option<NetworkNumber>,
+        bytes: usize,
+    ) -> Option<(RoomPermit, Option<RoomPermit>)> {
+        let of_network = match network {
+            Some(_) => Some(self.of_users_networks.try_take(network, bytes)?),
+            None => None,
+        };
+        Some((self.room.try_take(Some(NetworkNumber::of_user(user)), bytes)?, of_network))
     }
 
     /// Takes room of all anonymous callers, and of the whole. A client on the same machine, which has no
@@ -100,12 +122,10 @@ impl TextRoom {
         self.take(owner, &Source(source.to_owned()), bytes).unwrap_or_default()
     }
 
-    fn held(&self, permit: RoomPermit, of_anonymous: Option<RoomPermit>) -> HeldTexts {
+    fn held(&self, permit: RoomPermit, of_part: Option<RoomPermit>) -> HeldTexts {
         self.held.increment(permit.bytes() as f64);
         let held = self.held.clone();
-        HeldTexts {
-            _taken: Some(Arc::new(TakenTexts { permit, _of_anonymous: of_anonymous, held })),
-        }
+        HeldTexts { _taken: Some(Arc::new(TakenTexts { permit, _of_part: of_part, held })) }
     }
 }
 
@@ -163,9 +183,17 @@ mod tests {
         let alices = room.take(&user("alice"), &addresses[0], 15 << 20).expect("room");
         assert!(room.take(&user("alice"), &source("192.0.2.6"), 2 << 20).is_err());
         assert!(room.take(&user("bob"), &addresses[0], 1 << 20).is_ok());
+        // Many users of one address leave room to others.
+        let carols = room.take(&user("carol"), &addresses[0], 1 << 20).expect("room");
+        drop((strangers, alices, carols));
+        let held: Vec<_> = ["a", "b"]
+            .map(|name| room.take(&user(name), &addresses[0], 16 << 20).expect("room"))
+            .into();
+        assert!(room.take(&user("c"), &addresses[0], 1 << 20).is_err(), "half of the room");
+        assert!(room.take(&user("c"), &addresses[1], 1 << 20).is_ok());
+        drop(held);
         // The same machine has no network.
         assert!(room.take(&STRANGER, &source("127.0.0.1"), 1 << 20).is_ok());
-        drop((strangers, alices));
         let _whole = room.take(&STRANGER, &source("127.0.0.1"), 64 << 20).expect("all of it");
         assert!(room.take(&user("bob"), &addresses[0], 1 << 20).is_err());
     }

@@ -541,6 +541,7 @@ export class Conversation implements LinkOwner, OutboxOwner {
   /** Takes the messages that stand in place of all that is shown. */
   private takeSnapshot(event: Extract<ServerEvent, { type: "history" }>): void {
     this.awaitsSnapshot = false;
+    this.outbox.passedOver();
     // A snapshot has every answer that has begun. A turn that waits is in neither, nor its question.
     this.merge(event, ({ status }) => status.value === "waiting");
     if (event.answer) {

@@ -160,6 +160,7 @@ export class Outbox {
 
   /** The service has a message. */
   delivered(messageId: string): void {
+    if (this.onWire === messageId) this.onWire = "";
     this.doubts.delete(messageId);
     if (this.doubts.size === 0) this.trouble.value = undefined;
     this.discard(messageId);
@@ -195,6 +196,16 @@ export class Outbox {
     return outgoing;
   }
 
+  /** A snapshot came, which may have passed over the acceptance of what is on its way: that is sent once
+   * more, unless it is known to be accepted soon. */
+  passedOver(): void {
+    const id = this.onWire;
+    if (!id) return;
+    window.setTimeout(() => {
+      if (this.onWire === id) this.connected();
+    }, 2 * PAUSE);
+  }
+
   /** Ends every upload; what is on its way stays kept. */
   close(): void {
     clearTimeout(this.timer);
@@ -204,6 +215,7 @@ export class Outbox {
   /** Goes on after `close`. */
   reopen(): void {
     this.aborts = new AbortController();
+    this.pausedUntil = 0;
     this.connected();
   }
 

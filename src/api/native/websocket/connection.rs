@@ -17,7 +17,7 @@ use crate::api::native::input::ChatRequest;
 use crate::api::native::sessions::already_ended;
 use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
 use crate::api::native::websocket::request::{
-    ClientRequest, RequestOutcome, RunningRequest, SocketRequestKind,
+    CHECK_PAUSE, ClientRequest, RequestOutcome, RunningRequest, SocketRequestKind,
 };
 use crate::api::native::websocket::socket::{CloseReason, Socket};
 use crate::api::native::websocket::view::SocketView;
@@ -77,6 +77,8 @@ pub struct Connection {
     snapshot: Option<BoxFuture<'static, Snapshot>>,
     bad_messages: u32,
     bad_since: Instant,
+    /// The time from which the next token is checked at once.
+    next_check: Instant,
     /// The time of the next ping, or the deadline of its answer.
     heartbeat: Pin<Box<Sleep>>,
     /// Whether a ping waits for its answer.
@@ -114,6 +116,7 @@ impl Connection {
             snapshot: None,
             bad_messages: 0,
             bad_since: Instant::now(),
+            next_check: Instant::now(),
             heartbeat,
             pinged: false,
         }
@@ -384,6 +387,13 @@ impl Connection {
         let (shared, subject) = (&self.shared, &self.subject);
         let trace = self.trace.as_deref().copied();
         self.running_bytes = request.bytes;
+        let mut pause = Duration::ZERO;
+        if matches!(request.message, ClientMessage::Auth { .. }) {
+            let now = Instant::now();
+            pause = self.next_check.saturating_duration_since(now);
+            self.next_check = now + pause + CHECK_PAUSE;
+        }
+        let request = (request, pause);
         self.running = Some(RunningRequest::begin(shared, subject, self.session, trace, request));
     }
 
@@ -564,6 +574,7 @@ impl Unfinished {
             let Some(request) = self.waiting.pop_front() else { return };
             let (shared, subject) = (&self.shared, &self.subject);
             let trace = self.trace.as_deref().copied();
+            let request = (request, Duration::ZERO);
             running = Some(RunningRequest::begin(shared, subject, self.session, trace, request));
         }
     }

@@ -26,8 +26,8 @@ use crate::session::{Owner, SessionId, Store, StoreError};
 use crate::sign_in::{SignInError, Validity};
 use crate::telemetry::traces::{self, Span, TraceContext};
 
-/// The pause before a token that came over a socket is checked, so that one socket has few checked.
-const CHECK_PAUSE: Duration = Duration::from_millis(250);
+/// The time between the checks of two tokens that come over one socket.
+pub const CHECK_PAUSE: Duration = Duration::from_millis(250);
 
 /// A request of the client.
 pub struct ClientRequest {
@@ -50,13 +50,13 @@ pub struct RunningRequest {
 }
 
 impl RunningRequest {
-    /// Starts a request.
+    /// Starts a request, which is handled after a pause.
     pub fn begin(
         shared: &Shared,
         subject: &Arc<Subject>,
         session: SessionId,
         trace: Option<TraceContext>,
-        ClientRequest { message, last_event, .. }: ClientRequest,
+        (ClientRequest { message, last_event, .. }, pause): (ClientRequest, Duration),
     ) -> Self {
         let kind = match &message {
             ClientMessage::Chat(request) if request.stream == Some(false) => {
@@ -75,7 +75,13 @@ impl RunningRequest {
             generation = Empty,
             trace = Empty,
         );
-        let outcome = handle(shared.clone(), Arc::clone(subject), session, trace, message);
+        let handled = handle(shared.clone(), Arc::clone(subject), session, trace, message);
+        let outcome = async move {
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
+            handled.await
+        };
         Self { kind, last_event, outcome: Box::pin(outcome.instrument(span)) }
     }
 }
@@ -182,14 +188,13 @@ async fn handle(
 }
 
 /// Checks the new token of a socket's caller. One that is not valid, or is another user's, costs a
-/// request of the limit of the caller's address. A valid one costs nothing, and is not checked at once:
+/// request of the limit of the caller's address. A valid one costs nothing, but a socket has few checked:
 /// the check of a signature takes a tenth of a millisecond.
 async fn sign_in_again(
     shared: &Shared,
     subject: &Subject,
     token: &str,
 ) -> Result<RequestOutcome, Problem> {
-    sleep(CHECK_PAUSE).await;
     let (limits, source) = (&shared.limits, &subject.source);
     let identity = middleware::identify(&shared.sign_in, limits, source, token).await?;
     if identity.owner == subject.owner {
