@@ -11,6 +11,8 @@ use crate::redis::{Call, Redis, RedisError};
 
 /// How long a socket is held without a renewal.
 pub(super) const HOLD: Duration = Duration::from_mins(10);
+/// The sockets of one call, at most, so that none takes Redis long.
+const SOCKETS_PER_CALL: usize = 500;
 
 /// The limits in Redis. Cloning is cheap.
 #[derive(Clone)]
@@ -105,8 +107,11 @@ impl LimitStore {
     /// # Errors
     /// [`RedisError`].
     pub async fn release(&self, caller: &str, sockets: &[String]) -> Result<(), RedisError> {
-        let sockets = sockets.iter().map(|socket| Value::from(socket.as_str()));
-        self.redis.call(call("jarvis_limit_release_1", caller).rest("sockets", sockets)).await
+        for sockets in sockets.chunks(SOCKETS_PER_CALL) {
+            let call = call("jarvis_limit_release_1", caller).rest("sockets", texts(sockets));
+            self.redis.call::<Value>(call).await?;
+        }
+        Ok(())
     }
 
     /// Renews the holds of sockets, and brings back those that Redis lost.
@@ -114,11 +119,18 @@ impl LimitStore {
     /// # Errors
     /// [`RedisError`].
     pub async fn renew(&self, caller: &str, sockets: &[String]) -> Result<(), RedisError> {
-        let call = call("jarvis_limit_renew_1", caller)
-            .text("seconds", HOLD.as_secs())
-            .rest("sockets", sockets.iter().map(|socket| Value::from(socket.as_str())));
-        self.redis.call(call).await
+        for sockets in sockets.chunks(SOCKETS_PER_CALL) {
+            let call = call("jarvis_limit_renew_1", caller)
+                .text("seconds", HOLD.as_secs())
+                .rest("sockets", texts(sockets));
+            self.redis.call::<Value>(call).await?;
+        }
+        Ok(())
     }
+}
+
+fn texts(sockets: &[String]) -> impl Iterator<Item = Value> {
+    sockets.iter().map(|socket| Value::from(socket.as_str()))
 }
 
 fn call(function: &'static str, caller: &str) -> Call {

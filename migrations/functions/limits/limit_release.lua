@@ -1,7 +1,7 @@
 -- Ends the holds of some sockets of one caller.
 --
 -- Keys:       caller
--- Arguments:  sockets
+-- Arguments:  sockets   at least one, at most 500
 -- Reply:      1
 -- Called by:  LimitStore::release
 register {
@@ -12,9 +12,7 @@ register {
   arguments = {},
   rest = 'sockets',
   run = function(keys, args)
-    for _, socket in ipairs(args.sockets) do
-      redis.call('ZREM', sockets_key(keys.caller), socket)
-    end
+    redis.call('ZREM', sockets_key(keys.caller), unpack(args.sockets))
     return 1
   end,
 }

@@ -2,7 +2,7 @@
 --
 -- Keys:       caller
 -- Arguments:  seconds   until the holds end
---             sockets
+--             sockets   at least one, at most 500
 -- Reply:      1
 -- Called by:  LimitStore::renew
 register {

@@ -72,7 +72,7 @@ register {
       end
       if args.socket ~= '' then
         hold_sockets(sockets, { args.socket }, now, tonumber(args.socket_seconds))
-        count = redis.call('ZCARD', sockets)
+        count = count_sockets(sockets, now)
       end
     end
     local backlogs = {}

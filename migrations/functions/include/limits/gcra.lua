@@ -83,20 +83,24 @@ local function take_all(limits, now)
   end
 end
 
--- Removes holds that have ended, and returns the number of those that are left.
+-- Returns the number of holds that have not ended, and removes some that have.
 local function count_sockets(sockets, now)
-  local ended = redis.call('ZRANGEBYSCORE', sockets, '-inf', string.format('%.0f', now))
-  for _, socket in ipairs(ended) do
-    redis.call('ZREM', sockets, socket)
+  local now_score = string.format('%.0f', now)
+  local ended = redis.call('ZRANGEBYSCORE', sockets, '-inf', now_score, 'LIMIT', 0, 500)
+  if #ended > 0 then
+    redis.call('ZREM', sockets, unpack(ended))
   end
-  return redis.call('ZCARD', sockets)
+  return redis.call('ZCOUNT', sockets, '(' .. now_score, '+inf')
 end
 
 -- Holds some sockets for so many seconds from now.
 local function hold_sockets(sockets, held, now, seconds)
-  for _, socket in ipairs(held) do
-    redis.call('ZADD', sockets, string.format('%.0f', now + seconds * 1000000), socket)
+  local score = string.format('%.0f', now + seconds * 1000000)
+  local entries = {}
+  for i, socket in ipairs(held) do
+    entries[2 * i - 1], entries[2 * i] = score, socket
   end
+  redis.call('ZADD', sockets, unpack(entries))
   redis.call('EXPIRE', sockets, seconds)
 end
 
