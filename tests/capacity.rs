@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, send, until_ok};
 use support::eventually;
 use support::fleet::ready_replicas;
-use support::metrics::{metrics, until_metric_line};
+use support::metrics::{metrics, until_takeovers};
 use support::process::{LIMIT, Process, ollama_sim, ollama_sim_at};
 use support::redis::RedisServer;
 use uuid::Uuid;
@@ -179,7 +179,7 @@ async fn a_waiting_turn_gets_its_position_still_when_its_replica_is_gone() {
     second.say(&json!({"type": "chat", "message": "[[tokens=5]] second"})).await;
     there.until("queued").await;
     replicas[1].kill();
-    until_metric_line(&replicas[0], "jarvis_takeovers_total{reason=\"connection_lost\"} 1").await;
+    until_takeovers(&replicas[0], 1).await;
     there.say(&json!({"type": "ping"})).await;
     there.until("pong").await;
     let events = there.until("stream_start").await;

@@ -22,9 +22,9 @@ use jarvis::redis::{Conditions, Redis, RedisError, migrations};
 use jarvis::session::image::RequestImages;
 use jarvis::session::model::User;
 use jarvis::session::store::{
-    Acceptance, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn, OpenTurn,
-    Proposal, ReadFrom, Selection, SessionChange, SessionLimits, TakenBack, Transfer, bucket,
-    message,
+    Acceptance, Cancellation, ClaimAttempt, Clearing, IdempotencyKey, ImportedSession, NewTurn,
+    OpenTurn, Proposal, ReadFrom, Selection, SessionChange, SessionLimits, TakenBack, Transfer,
+    bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, CreatedKey};
@@ -98,8 +98,8 @@ async fn every_call_of_a_session(redis: &Redis) {
     store.read(&owner, session, ReadFrom::RunningTurn).await.expect("Redis");
     let proposal = Proposal::new(&owner, session, &keyed_turn(None));
     store.accept(&proposal).await.expect("Redis");
-    let open: Vec<OpenTurn> = store.open_turns(bucket(session)).await.expect("Redis");
-    other.claim(&open[0]).await.expect("Redis");
+    let mut open: Vec<OpenTurn> = store.open_turns(bucket(session)).await.expect("Redis");
+    other.claim(&ClaimAttempt::new(open.remove(0))).await.expect("Redis");
     store.cancel(&Cancellation::new(&owner, session, None)).await.expect("Redis");
     let budget = Budget::new(store.clone(), StorageLimits::default());
     budget.room(&owner, "n", session).await.expect("room");

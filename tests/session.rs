@@ -16,9 +16,10 @@ use jarvis::redis::functions::LIBRARIES;
 use jarvis::session::Image;
 use jarvis::session::image::{RequestImages, to_base64};
 use jarvis::session::store::{
-    Acceptance, Attached, Begin, CancelReply, Cancellation, Claim, Clearing, Evicted, Found,
-    IdempotencyKey, NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, Selection, SessionChange,
-    SessionLimits, TakenBack, Transfer, Turn, Written, bucket, channel, message, open_turns,
+    Acceptance, Attached, Begin, CancelReply, Cancellation, Claim, ClaimAttempt, Clearing, Evicted,
+    Found, IdempotencyKey, NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, Selection,
+    SessionChange, SessionLimits, TakenBack, Transfer, Turn, Written, bucket, channel, message,
+    open_turns,
 };
 use jarvis::session::{
     Anchor, Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role,
@@ -253,6 +254,27 @@ async fn a_cursor_is_recovered_only_where_the_events_before_it_are_those_that_we
     let ReadOutcome::Window { window, .. } = read(from_start).await else { panic!("no window") };
     assert_eq!(window.end().events, 2, "the second turn's event has its number again");
     assert!(matches!(read(cursor).await, ReadOutcome::Unknown), "what is before it was not seen");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_a_failover_lost_stops_no_turn_that_was_claimed_since() {
+    let redis = RedisServer::start();
+    let (dead, other) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
+    let session = SessionId::random();
+    let (turn, _) = dead.accept(session, "q").await;
+    dead.answer(&turn, &["a"]).await;
+    let feed = other.feeds.join(&Owner::Anonymous, session).await.expect("a feed");
+    redis.remember();
+    assert_eq!(dead.finish(&turn, 1).await, Written::Ok);
+    let has_ended = async || feed.has_ended(turn.generation);
+    assert!(eventually(LIMIT, has_ended).await, "no end");
+    redis.cli(&["SWAPDB", "0", "1"]);
+    let open = other.store.open_turns(bucket(session)).await.unwrap().remove(0);
+    let claim = other.store.claim(&ClaimAttempt::new(open)).await.unwrap();
+    let Claim::Running(claimed, 2) = claim else { panic!("{claim:?}") };
+    assert!(claimed.is_claimed());
+    feed.note_unended(turn.generation);
+    assert!(!has_ended().await, "the lost end counts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1223,7 +1245,8 @@ async fn other_calls(replica: &Replica, other: &Replica, session: SessionId) -> 
         .unwrap();
     let open = store.open_turn(&turn).await.unwrap().expect("an open turn");
     assert_eq!(store.open_turns(bucket(session)).await.unwrap(), std::slice::from_ref(&open));
-    let Claim::Running(claimed, _) = other.store.claim(&open).await.unwrap() else {
+    let Claim::Running(claimed, _) = other.store.claim(&ClaimAttempt::new(open)).await.unwrap()
+    else {
         panic!("not claimed")
     };
     store.cancel(&cancellation(session)).await.unwrap();

@@ -11,7 +11,7 @@ use serde_json::json;
 use support::client::http;
 use support::fleet::Fleet;
 use support::host::stat;
-use support::metrics::metrics;
+use support::metrics::{metrics, until_takeovers};
 use support::owned::id;
 use support::process::LIMIT;
 use testkit::eventually;
@@ -64,12 +64,7 @@ async fn a_turn_whose_replica_died_with_its_clients_connection_stops_after_its_t
     assert!(response.chunk().await.expect("a chunk").is_some());
     assert!(eventually(LIMIT, async || fleet.is_running().await).await, "it does not begin");
     fleet.replicas[0].kill();
-    let taken = async || {
-        metrics(&fleet.replicas[1])
-            .await
-            .contains("jarvis_takeovers_total{reason=\"connection_lost\"} 1")
-    };
-    assert!(eventually(LIMIT, taken).await, "it is not taken over");
+    until_takeovers(&fleet.replicas[1], 1).await;
     assert!(eventually(LIMIT, async || fleet.ended(1, "cancelled", 1).await).await, "it goes on");
     assert!(eventually(LIMIT, async || !fleet.is_running().await).await, "its model runs");
     assert!(!fleet.ended(1, "complete", 1).await);

@@ -14,7 +14,7 @@ use super::turn_state::TurnState;
 use crate::lifecycle::catch_panic;
 use crate::session::GenerationId;
 use crate::session::model::Failure;
-use crate::session::store::{Cancellation, Claim, OpenTurn, Turn};
+use crate::session::store::{Cancellation, Claim, ClaimAttempt, OpenTurn, Turn};
 
 /// Panics after which a turn is not continued, and ends with a failure.
 const FAILED_AFTER: u32 = 2;
@@ -28,13 +28,13 @@ pub(super) async fn run(generations: &Generations, turn: Arc<Turn>, state: TurnS
         if catch_panic("turn", running).await.is_ok() {
             return;
         }
-        let open = OpenTurn {
+        let attempt = ClaimAttempt::new(OpenTurn {
             session: turn.session,
             generation: turn.generation,
             replica: generations.store.replica().to_owned(),
             fence: turn.fence,
-        };
-        (turn, state) = match call_redis(|| generations.store.claim(&open)).await {
+        });
+        (turn, state) = match call_redis(|| generations.store.claim(&attempt)).await {
             Claim::Running(turn, writers) => (turn, TurnState::Running { writers }),
             Claim::Waiting(turn) => (turn, TurnState::Waiting),
             Claim::Other => return,

@@ -18,7 +18,9 @@ use super::turn_spans;
 use super::turn_state::TurnState;
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
-use crate::session::store::{Cancellation, Claim, Clearing, Restored, Selection, Transfer, Turn};
+use crate::session::store::{
+    Cancellation, Claim, ClaimAttempt, Clearing, Restored, Selection, Transfer, Turn,
+};
 use crate::session::stored_message::json_size;
 use crate::session::{Control, GenerationId, Message, StoreError, Tag};
 
@@ -123,7 +125,7 @@ impl Finished {
                 return Ok(());
             }
             let Some(open) = store.open_turn(self.writer.turn()).await? else { return Ok(()) };
-            let (turn, state) = match store.claim(&open).await? {
+            let (turn, state) = match store.claim(&ClaimAttempt::new(open)).await? {
                 Claim::Running(turn, writers) => (turn, TurnState::Running { writers }),
                 Claim::Waiting(turn) => (turn, TurnState::Waiting),
                 Claim::Other => continue,

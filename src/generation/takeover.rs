@@ -3,7 +3,7 @@
 //! A wrong suspicion costs a continuation, and never makes a second writer: each claim is a
 //! compare-and-set of the turn's fence.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::StreamExt;
 use rand::seq::SliceRandom;
@@ -16,7 +16,7 @@ use crate::membership::{GoneReason, GoneReplica, Successor};
 use crate::queue::Freed;
 use crate::session::GenerationId;
 use crate::session::StoreError;
-use crate::session::store::{BUCKETS, Claim, OpenTurn};
+use crate::session::store::{BUCKETS, Claim, ClaimAttempt, OpenTurn};
 use crate::telemetry::metric;
 
 /// Calls of Redis at the same time.
@@ -27,26 +27,29 @@ pub(super) struct TurnSuccessor {
     generations: Generations,
     /// Turns in this replica's name that it did not run at the last sweep.
     idle_before: HashSet<GenerationId>,
+    /// The claims of the last takeover that Redis did not reply to. They are made again with the
+    /// next one: of those that were carried out, this replica is the holder.
+    unanswered: HashMap<GenerationId, ClaimAttempt>,
 }
 
 impl TurnSuccessor {
     pub(super) fn new(generations: Generations) -> Self {
-        Self { generations, idle_before: HashSet::new() }
+        Self { generations, idle_before: HashSet::new(), unanswered: HashMap::new() }
     }
 }
 
 impl Successor for TurnSuccessor {
     type Error = StoreError;
 
-    async fn take_over(&self, gone: &GoneReplica) -> Result<(), StoreError> {
-        let generations = &self.generations;
+    async fn take_over(&mut self, gone: &GoneReplica) -> Result<(), StoreError> {
+        let Self { generations, unanswered, .. } = self;
         let mut adopted = Adopted::of(generations, &gone.name);
         adopted.apply_ends(generations);
         let reason = gone.reason.as_str();
         // A replica that signs off ends its spans itself.
         let lost = gone.reason != GoneReason::SignedOff;
         let of_gone = |turn: &OpenTurn| turn.replica == gone.name;
-        let turns = match take_over(generations, reason, lost, of_gone).await {
+        let turns = match take_over(generations, unanswered, reason, lost, of_gone).await {
             Ok(turns) => turns,
             Err(error) => {
                 adopted.put_back(generations);
@@ -60,7 +63,7 @@ impl Successor for TurnSuccessor {
         } else {
             tracing::info!(replica, reason, "replica gone without turns");
         }
-        if self.generations.queue.free(replica, gone.counter).await? == Freed::Alive {
+        if generations.queue.free(replica, gone.counter).await? == Freed::Alive {
             metrics::counter!(metric::WRONG_SUSPICIONS_TOTAL, "reason" => reason).increment(1);
             tracing::warn!(replica, reason, "suspected replica is alive");
         }
@@ -83,12 +86,16 @@ impl Successor for TurnSuccessor {
                 .map(|turn| turn.generation)
                 .collect()
         };
-        // Only on the second sight, because a turn may be accepted just now.
-        let orphans: HashSet<GenerationId> =
-            idle.intersection(&self.idle_before).copied().collect();
+        // Only on the second sight, because a turn may be accepted just now; one that this replica
+        // claimed was not.
+        let is_orphan = |turn: &&GenerationId| {
+            self.idle_before.contains(turn) || self.unanswered.contains_key(turn)
+        };
+        let orphans: HashSet<GenerationId> = idle.iter().filter(is_orphan).copied().collect();
         if !orphans.is_empty() {
             let orphaned = |turn: &OpenTurn| orphans.contains(&turn.generation);
-            take_over(&self.generations, "reply_lost", false, orphaned).await?;
+            let Self { generations, unanswered, .. } = self;
+            take_over(generations, unanswered, "reply_lost", false, orphaned).await?;
         }
         self.idle_before = idle;
         let holders = open.into_iter().map(|turn| turn.replica);
@@ -101,44 +108,55 @@ impl Successor for TurnSuccessor {
 /// are `lost` end here. Returns the number of turns.
 async fn take_over(
     generations: &Generations,
+    unanswered: &mut HashMap<GenerationId, ClaimAttempt>,
     reason: &'static str,
     lost: bool,
     wanted: impl Fn(&OpenTurn) -> bool,
 ) -> Result<usize, StoreError> {
-    let mut turns: Vec<_> = open_turns(generations).await?.into_iter().filter(wanted).collect();
+    let open = open_turns(generations).await?;
+    let mut made_before = std::mem::take(unanswered);
+    let this_replica = generations.store.replica();
+    let attempt = |turn: OpenTurn| match made_before.remove(&turn.generation) {
+        Some(made) if made.is_carried_out(&turn, this_replica) => Some(made),
+        Some(made) if made.is_left(&turn) && wanted(&turn) => Some(made),
+        _ => wanted(&turn).then(|| ClaimAttempt::new(turn)),
+    };
+    let mut attempts: Vec<_> = open.into_iter().filter_map(attempt).collect();
     // In a random order, so that the replicas share the turns.
-    turns.shuffle(&mut rand::rng());
-    let mut claims = futures_util::stream::iter(turns)
-        .map(|turn| async move {
-            let claim = generations.store.claim(&turn).await;
-            (turn, claim)
+    attempts.shuffle(&mut rand::rng());
+    let mut claims = futures_util::stream::iter(attempts)
+        .map(|attempt| async move {
+            let claim = generations.store.claim(&attempt).await;
+            (attempt, claim)
         })
         .buffer_unordered(CALLS_AT_ONCE);
     let mut taken = 0;
     let mut failed = None;
-    while let Some((open, claim)) = claims.next().await {
+    while let Some((attempt, claim)) = claims.next().await {
         let (turn, state) = match claim {
             Ok(Claim::Running(turn, writers)) => (turn, TurnState::Running { writers }),
             Ok(Claim::Waiting(turn)) => (turn, TurnState::Waiting),
             Ok(Claim::Other) => continue,
             Err(error) => {
+                unanswered.insert(attempt.open().generation, attempt);
                 failed = Some(error);
                 continue;
             }
         };
+        let from = &attempt.open().replica;
         taken += 1;
         metrics::counter!(metric::TAKEOVERS_TOTAL, "reason" => reason).increment(1);
         tracing::info!(
             session = turn.session.redacted(),
             generation = %turn.generation,
-            from = open.replica,
+            from,
             reason,
             trace = turn.trace().map(|trace| tracing::field::display(trace.trace_id())),
             "turn taken over"
         );
         if lost {
             let writers = if let TurnState::Running { writers } = state { writers } else { 0 };
-            turn_spans::end_lost_writer(&turn, writers, Some(&open.replica));
+            turn_spans::end_lost_writer(&turn, writers, Some(from));
         }
         generations.run_again(turn, state);
     }

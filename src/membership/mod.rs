@@ -40,8 +40,10 @@ pub trait Successor: Send + Sync {
     type Error: Display + Send;
 
     /// Takes over everything that the replica held. The call is repeated until it succeeds.
-    fn take_over(&self, gone: &GoneReplica)
-    -> impl Future<Output = Result<(), Self::Error>> + Send;
+    fn take_over(
+        &mut self,
+        gone: &GoneReplica,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Learns which living replica watches the connections of this one, where there is one.
     fn note_watcher(&self, watcher: Option<String>);

@@ -111,9 +111,21 @@ pub(super) struct FeedState {
     appended: Option<(u64, Instant)>,
     /// Whether hints left a hole that was not read yet.
     has_hole: bool,
+    /// The numbers and tags of the ends in the window that a failover lost, as a claim has shown since.
+    lost_ends: Vec<(u64, Tag)>,
 }
 
 impl FeedState {
+    /// Returns the numbers and tags of the ends of a generation that the window has.
+    fn ends_of(&self, generation: GenerationId) -> impl Iterator<Item = (u64, Tag)> {
+        let events = self.window.events().rev();
+        events
+            .filter(move |event| {
+                event.generation == Some(generation) && event.control.is_terminal()
+            })
+            .map(|event| (event.number, event.tag))
+    }
+
     /// Returns the queue position of the waiting turn, unless its answer has grown since that was
     /// published. The position of a turn that this feed does not know stays with the feed: the turn
     /// is about to be known, or it has ended before the window, and a replica that was paused
@@ -264,6 +276,7 @@ impl FeedsInner {
                 lost_since: None,
                 appended: None,
                 has_hole: false,
+                lost_ends: Vec::new(),
             }),
             changed: Notify::new(),
             events_changed: Notify::new(),
@@ -364,11 +377,15 @@ impl Feed {
         let state = self.state();
         // The cheap check comes first: this is called at every piece of the generation.
         state.window.running() != Some(generation)
-            && state
-                .window
-                .events()
-                .rev()
-                .any(|event| event.generation == Some(generation) && event.control.is_terminal())
+            && state.ends_of(generation).any(|end| !state.lost_ends.contains(&end))
+    }
+
+    /// Notes that Redis has this generation without an end, as a claim of it shows: ends that this feed
+    /// has of it were lost in a failover, and no longer count.
+    pub fn note_unended(&self, generation: GenerationId) {
+        let mut state = self.state();
+        state.lost_ends =
+            state.ends_of(generation).chain(state.lost_ends.iter().copied()).collect();
     }
 
     /// Whether the writer has published that its request to the model host is closed.
@@ -673,6 +690,7 @@ impl Feed {
         state.confirmed = false;
         state.position_requested = None;
         state.newest = None;
+        state.lost_ends = Vec::new();
     }
 }
 

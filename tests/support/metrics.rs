@@ -21,6 +21,18 @@ pub async fn until_metric_line(replica: &Process, line: &str) {
     until_metric(replica, line, |found| found == line).await;
 }
 
+/// Waits until a replica has taken over so many turns. How it noticed the other's death does not
+/// matter: a loaded machine may see the end of a short lease first.
+pub async fn until_takeovers(replica: &Process, turns: u64) {
+    let taken_over = eventually(LIMIT, async || {
+        let text = metrics(replica).await;
+        let of_reasons = text.lines().filter(|line| line.starts_with("jarvis_takeovers_total{"));
+        of_reasons.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
+            == turns
+    });
+    assert!(taken_over.await, "not {turns} takeovers:\n{}", metrics(replica).await);
+}
+
 /// Waits until a replica has no copy for another replica left to send, and returns how many it has
 /// sent since its start.
 pub async fn settled_copies(replica: &Process) -> u64 {

@@ -9,6 +9,7 @@ pub mod frames;
 pub mod fronts;
 pub mod host;
 pub mod issuer;
+pub mod lossy;
 pub mod metrics;
 pub mod monitored;
 pub mod nginx;

@@ -11,8 +11,8 @@ use super::{Action, Fate, REPLICAS};
 use crate::generation::writer_state::WriterState;
 use crate::session::model::User;
 use crate::session::store::{
-    Acceptance, Attached, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn,
-    OpenTurn, Proposal, Restored, Selection, Transfer, Turn, TurnCopy, bucket, channel,
+    Acceptance, Attached, CancelReply, Cancellation, Claim, ClaimAttempt, Clearing, IdempotencyKey,
+    NewTurn, OpenTurn, Proposal, Restored, Selection, Transfer, Turn, TurnCopy, bucket, channel,
 };
 use crate::session::{
     Anchor, GenerationId, Message, Owner, SessionId, Store, TurnSpec, stored_message,
@@ -364,7 +364,8 @@ impl<'a> World<'a> {
         let (store, replica) = (&self.stores[holder.replica], holder.replica);
         let open = store.open_turn(&holder.turn).await.expect("the open turns");
         let Some(open) = open else { return };
-        let (turn, is_running) = match store.claim(&open).await.expect("a claim") {
+        let (turn, is_running) = match store.claim(&ClaimAttempt::new(open)).await.expect("a claim")
+        {
             Claim::Running(turn, _) => (turn, true),
             Claim::Waiting(turn) => (turn, false),
             Claim::Other => return,
@@ -437,13 +438,13 @@ impl<'a> World<'a> {
                         && self.is_active(holder)
                 });
             if is_dead || is_forgotten || (suspicion && holder != Some(by)) {
-                self.claim(by, &turn).await;
+                self.claim(by, turn).await;
             }
         }
     }
 
-    async fn claim(&mut self, by: usize, open: &OpenTurn) {
-        match self.stores[by].claim(open).await.expect("a claim") {
+    async fn claim(&mut self, by: usize, open: OpenTurn) {
+        match self.stores[by].claim(&ClaimAttempt::new(open)).await.expect("a claim") {
             Claim::Running(turn, _) => self.hold_claimed(by, turn, true).await,
             Claim::Waiting(turn) => self.hold_claimed(by, turn, false).await,
             Claim::Other => {}

@@ -32,6 +32,41 @@ impl OpenTurn {
     }
 }
 
+/// A claim that may be made more than once, because the reply to an earlier call may be lost: the
+/// repeat of one that was carried out changes nothing, and returns the turn.
+#[derive(Debug)]
+pub struct ClaimAttempt {
+    /// The turn as it was before.
+    open: OpenTurn,
+    fence: Fence,
+    tag: Tag,
+}
+
+impl ClaimAttempt {
+    /// Creates the claim of a turn from the replica that holds it.
+    pub fn new(open: OpenTurn) -> Self {
+        Self { open, fence: Fence::unique(), tag: Tag::random() }
+    }
+
+    /// Returns the turn as it was before.
+    pub fn open(&self) -> &OpenTurn {
+        &self.open
+    }
+
+    /// Returns whether the turn is as it was before: the claim was not carried out.
+    pub fn is_left(&self, turn: &OpenTurn) -> bool {
+        self.open == *turn
+    }
+
+    /// Returns whether the turn is as this claim leaves it: it was carried out, and its reply was lost.
+    /// `replica` is the one that made it.
+    pub fn is_carried_out(&self, turn: &OpenTurn, replica: &str) -> bool {
+        self.open.generation == turn.generation
+            && self.fence == turn.fence
+            && turn.replica == replica
+    }
+}
+
 /// The result of a claim.
 #[derive(Debug)]
 pub enum Claim {
@@ -93,8 +128,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Redis`].
-    pub async fn claim(&self, open: &OpenTurn) -> Result<Claim, StoreError> {
-        let (fence, tag) = (Fence::unique(), Tag::random());
+    pub async fn claim(&self, attempt: &ClaimAttempt) -> Result<Claim, StoreError> {
+        let &ClaimAttempt { ref open, fence, tag } = attempt;
         let call = SessionKeys::of(open.session)
             .call("jarvis_claim_1")
             .text("generation", open.generation)
