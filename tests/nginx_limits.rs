@@ -114,6 +114,20 @@ async fn an_address_that_holds_all_its_connections_of_nginx_is_refused_and_other
     assert!(eventually(LIMIT, is_served).await, "closed connections are counted");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn all_networks_of_one_ipv6_48_hold_no_more_than_four_times_the_connections_of_one_at_nginx()
+{
+    rlimit::increase_nofile_limit(u64::MAX).expect("open files");
+    let (_redis, _ollama, _replicas, nginx) = served().await;
+    let server = nginx.behind_a_proxy.as_str();
+    let most = bound("jarvis_sites");
+    assert_eq!(most, 4 * bound("jarvis_clients"));
+    let (_held, refused) = hold_all(server, "2001:db8:0:*", "Content-Length: 2", most).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert_eq!(of("2001:db8:0:ffff::1", server, "/health/live", None).await.status, 429);
+    assert_eq!(of("2001:db8:1::1", server, "/health/live", None).await.status, 200);
+}
+
 /// Returns whether a replica has read the request: it refuses so long a message.
 fn is_of_the_replica(reply: &Reply) -> bool {
     reply.status == 422 && reply.body["code"] == "validation_failed"
