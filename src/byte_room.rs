@@ -1,5 +1,5 @@
-//! A bounded number of bytes in memory, of which one network may take a quarter, so that none keeps the
-//! others out.
+//! A bounded number of bytes in memory, of which one network or user may take a share, so that none keeps
+//! the others out.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -8,97 +8,98 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::source::NetworkNumber;
+use crate::source::ShareKey;
 
-/// The part of the room that one IPv4 address or IPv6 /48 may take.
-const NETWORK_SHARE: u32 = 4;
-/// Networks that are remembered before those that take nothing are forgotten.
-const NETWORKS_KEPT: usize = 1024;
+/// Shares that are remembered before those of which nothing is taken are forgotten.
+const SHARES_KEPT: usize = 1024;
 
 /// A room of bytes, counted in KiB. Cloning is cheap, and clones share it.
 #[derive(Clone, Debug)]
 pub struct ByteRoom {
     free: Arc<Semaphore>,
     total: u32,
-    /// The shares of networks that take room or wait for it.
-    shares: Arc<Mutex<HashMap<NetworkNumber, Weak<Semaphore>>>>,
+    /// The KiB of one share.
+    share: u32,
+    /// The shares of those that take room or wait for it.
+    shares: Arc<Mutex<HashMap<ShareKey, Weak<Semaphore>>>>,
 }
 
 /// Room that is taken until it is dropped.
 #[derive(Debug)]
 pub struct RoomPermit {
     of_process: OwnedSemaphorePermit,
-    of_network: Option<OwnedSemaphorePermit>,
+    of_share: Option<OwnedSemaphorePermit>,
     /// KiB that may be taken at most: more count as these.
     most: u32,
 }
 
 impl ByteRoom {
-    /// Creates a room of so many MiB.
-    pub fn new(mib: u32) -> Self {
-        let total = mib.saturating_mul(1 << 10);
-        Self { free: Arc::new(Semaphore::new(total as usize)), total, shares: Arc::default() }
+    /// Creates a room of so many MiB, of which one network or user may take so many.
+    pub fn new(mib: u32, share_mib: u32) -> Self {
+        let [total, share] = [mib, share_mib].map(|mib| mib.saturating_mul(1 << 10));
+        Self {
+            free: Arc::new(Semaphore::new(total as usize)),
+            total,
+            share,
+            shares: Arc::default(),
+        }
     }
 
-    /// Waits for room for so many bytes, in the order of the calls: in the share of the network, and
-    /// then in the whole. More than there may be count as all of it. Returns none where there is no
+    /// Waits for room for so many bytes, in the order of the calls: in the share of this key, and then
+    /// in the whole. More than there may be count as all of it. Returns none where there is no
     /// room within this time.
     pub async fn take(
         &self,
-        network: Option<NetworkNumber>,
+        key: Option<ShareKey>,
         bytes: usize,
         limit: Duration,
     ) -> Option<RoomPermit> {
-        let most = self.share_of(network);
+        let most = self.most_kib(key);
         let wanted = kib_of(bytes, most);
         let take = async {
-            let of_network = match network {
-                Some(network) => {
-                    Some(self.share(network, most).acquire_many_owned(wanted).await.ok()?)
-                }
+            let of_share = match key {
+                Some(key) => Some(self.share(key).acquire_many_owned(wanted).await.ok()?),
                 None => None,
             };
             let of_process = Arc::clone(&self.free).acquire_many_owned(wanted).await.ok()?;
-            Some(RoomPermit { of_process, of_network, most })
+            Some(RoomPermit { of_process, of_share, most })
         };
         timeout(limit, take).await.ok()?
     }
 
     /// Takes room for so many bytes as [`ByteRoom::take`] does. Returns none where there is none at
     /// once.
-    pub fn try_take(&self, network: Option<NetworkNumber>, bytes: usize) -> Option<RoomPermit> {
-        let most = self.share_of(network);
+    pub fn try_take(&self, key: Option<ShareKey>, bytes: usize) -> Option<RoomPermit> {
+        let most = self.most_kib(key);
         let wanted = kib_of(bytes, most);
-        let of_network = match network {
-            Some(network) => Some(self.share(network, most).try_acquire_many_owned(wanted).ok()?),
+        let of_share = match key {
+            Some(key) => Some(self.share(key).try_acquire_many_owned(wanted).ok()?),
             None => None,
         };
         let of_process = Arc::clone(&self.free).try_acquire_many_owned(wanted).ok()?;
-        Some(RoomPermit { of_process, of_network, most })
+        Some(RoomPermit { of_process, of_share, most })
     }
 
-    /// Returns how many bytes this network may take at most.
-    pub fn most(&self, network: Option<NetworkNumber>) -> usize {
-        (self.share_of(network) as usize).saturating_mul(1 << 10)
+    /// Returns how many bytes may be taken with this key at most: a share, and the whole without one.
+    pub fn most(&self, key: Option<ShareKey>) -> usize {
+        (self.most_kib(key) as usize).saturating_mul(1 << 10)
     }
 
-    /// Returns how many KiB this network may take at most.
-    fn share_of(&self, network: Option<NetworkNumber>) -> u32 {
-        if network.is_some() { self.total / NETWORK_SHARE } else { self.total }
+    fn most_kib(&self, key: Option<ShareKey>) -> u32 {
+        if key.is_some() { self.share } else { self.total }
     }
 
-    /// Returns the share of a network, of so many KiB.
-    fn share(&self, network: NetworkNumber, kib: u32) -> Arc<Semaphore> {
+    fn share(&self, key: ShareKey) -> Arc<Semaphore> {
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = shares.get(&network).and_then(Weak::upgrade) {
+        if let Some(share) = shares.get(&key).and_then(Weak::upgrade) {
             return share;
         }
-        if shares.len() >= NETWORKS_KEPT {
+        if shares.len() >= SHARES_KEPT {
             // Whoever takes room or waits for it holds the share.
             shares.retain(|_, share| share.strong_count() > 0);
         }
-        let share = Arc::new(Semaphore::new(kib as usize));
-        shares.insert(network, Arc::downgrade(&share));
+        let share = Arc::new(Semaphore::new(self.share as usize));
+        shares.insert(key, Arc::downgrade(&share));
         share
     }
 }
@@ -107,20 +108,20 @@ impl RoomPermit {
     /// Gives back what it has beyond so many bytes.
     #[must_use]
     pub fn shrink(self, bytes: usize) -> Self {
-        let of_network = self.of_network.map(|permit| shrink(permit, bytes));
-        Self { of_process: shrink(self.of_process, bytes), of_network, most: self.most }
+        let of_share = self.of_share.map(|permit| shrink(permit, bytes));
+        Self { of_process: shrink(self.of_process, bytes), of_share, most: self.most }
     }
 
     /// Takes or gives back the difference to so many bytes. Returns none where there is no room for more
     /// at once: what needs it is in memory already, so many that wait would hold more than the room.
     #[must_use]
     pub fn resize(self, bytes: usize) -> Option<Self> {
-        let of_network = match self.of_network {
+        let of_share = match self.of_share {
             Some(permit) => Some(resize(permit, bytes, self.most)?),
             None => None,
         };
         let of_process = resize(self.of_process, bytes, self.most)?;
-        Some(Self { of_process, of_network, most: self.most })
+        Some(Self { of_process, of_share, most: self.most })
     }
 
     /// Returns the bytes that it has.
@@ -171,7 +172,7 @@ mod tests {
     /// Long enough for room that is free, and short where there is none.
     const SOON: Duration = Duration::from_millis(50);
 
-    fn networks<const COUNT: usize>(addresses: [&str; COUNT]) -> [Option<NetworkNumber>; COUNT] {
+    fn networks<const COUNT: usize>(addresses: [&str; COUNT]) -> [Option<ShareKey>; COUNT] {
         let key = SourceKey::default();
         addresses.map(|address| {
             let network = key.source(address.parse().expect("an address")).widest_network();
@@ -182,7 +183,7 @@ mod tests {
 
     #[tokio::test]
     async fn room_grows_to_the_true_size_of_a_reply_where_there_is_room_at_once() {
-        let room = ByteRoom::new(8);
+        let room = ByteRoom::new(8, 2);
         let mib = |count: usize| count << 20;
         let soon = async |network, bytes| room.take(network, bytes, SOON).await;
         let grown = soon(None, mib(1)).await.and_then(|permit| permit.resize(mib(6)));
@@ -203,7 +204,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_network_that_takes_its_share_waits_and_keeps_no_other_out() {
-        let room = ByteRoom::new(8);
+        let room = ByteRoom::new(8, 2);
         let soon = async |network, bytes| room.take(network, bytes, SOON).await;
         let [one, same, others @ ..] = networks([
             "2001:db8:0:1::1",
@@ -229,12 +230,12 @@ mod tests {
         assert!(soon(same, 1 << 20).await.is_some());
         assert!(soon(None, 100 << 20).await.is_some(), "loopback has no share");
         let key = SourceKey::default();
-        for number in 0..=NETWORKS_KEPT {
+        for number in 0..=SHARES_KEPT {
             let address = format!("198.51.{}.{}", number / 256, number % 256);
             let network = key.source(address.parse().expect("an address")).widest_network();
             assert!(room.try_take(network, 1).is_some());
         }
         let kept = room.shares.lock().unwrap_or_else(PoisonError::into_inner).len();
-        assert!(kept < NETWORKS_KEPT, "{kept}: networks that take nothing are forgotten");
+        assert!(kept < SHARES_KEPT, "{kept}: networks that take nothing are forgotten");
     }
 }

@@ -25,16 +25,23 @@ const SEPARATOR: char = '.';
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Source(pub String);
 
-/// The digest of a network, or of a user where a user has a share of its own, as a number, for what a
-/// replica counts in memory.
+/// What has a share of something that a replica counts in memory: a network or a user, by a digest as a
+/// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NetworkNumber(u64);
+pub struct ShareKey(u64);
 
-impl NetworkNumber {
-    /// Returns the number of a user in the place of a network's.
+impl ShareKey {
+    /// Returns the key of a user.
     pub fn of_user(key: &str) -> Self {
         let digest = sha256_hex(key.as_bytes());
         Self(u64::from_str_radix(&digest[..2 * DIGEST_BYTES], 16).unwrap_or_default())
+    }
+
+    /// Returns the key of the widest network of a source: of its IPv4 address, or of its IPv6 /48. None
+    /// of a loopback address.
+    pub fn of_network(source: &str) -> Option<Self> {
+        let digits = source.get(..2 * DIGEST_BYTES)?;
+        u64::from_str_radix(digits, 16).ok().map(Self)
     }
 }
 
@@ -132,11 +139,9 @@ impl Source {
         !self.0.is_empty()
     }
 
-    /// Returns the number of the widest network of the source: of its IPv4 address, or of its IPv6
-    /// /48. None of a loopback address.
-    pub fn widest_network(&self) -> Option<NetworkNumber> {
-        let digits = self.0.get(..2 * DIGEST_BYTES)?;
-        u64::from_str_radix(digits, 16).ok().map(NetworkNumber)
+    /// Returns the key of the widest network, as [`ShareKey::of_network`] does.
+    pub fn widest_network(&self) -> Option<ShareKey> {
+        ShareKey::of_network(&self.0)
     }
 }
 

@@ -76,7 +76,7 @@ impl Default for BulkPermits {
         Self {
             exports: permits(EXPORTS),
             imports: permits(IMPORTS),
-            import_room: ByteRoom::new(IMPORT_MIB),
+            import_room: ByteRoom::new(IMPORT_MIB, IMPORT_MIB / 4),
             users: Arc::default(),
             searches: Arc::default(),
         }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::source::{NetworkNumber, Source};
+use crate::source::{ShareKey, Source};
 
 /// Bytes of a budget, at most: of the unfinished, or of the waiting messages of all sockets.
 const PROCESS_BYTES: usize = 8 << 20;
@@ -23,7 +23,7 @@ pub struct MessageBudget(Arc<Mutex<Charged>>);
 struct Charged {
     total: usize,
     /// By network, where it is not 0.
-    of_network: HashMap<NetworkNumber, usize>,
+    of_network: HashMap<ShareKey, usize>,
 }
 
 impl MessageBudget {
@@ -38,7 +38,7 @@ impl MessageBudget {
 pub struct BudgetShare {
     charged: Arc<Mutex<Charged>>,
     /// The network whose bytes are bounded, too; none of a loopback address.
-    network: Option<NetworkNumber>,
+    network: Option<ShareKey>,
     bytes: usize,
 }
 
@@ -76,7 +76,7 @@ impl Drop for BudgetShare {
 impl Charged {
     /// Charges bytes of a network in place of others. Returns `false`, and changes nothing, where these
     /// are more and there is no room for them.
-    fn replace(&mut self, network: Option<NetworkNumber>, before: usize, bytes: usize) -> bool {
+    fn replace(&mut self, network: Option<ShareKey>, before: usize, bytes: usize) -> bool {
         let total = self.total - before + bytes;
         let of_network = network.map_or(0, |network| {
             self.of_network.get(&network).copied().unwrap_or_default() - before + bytes

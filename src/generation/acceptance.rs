@@ -80,9 +80,9 @@ impl Generations {
         }
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
-        let source = turn_permit.as_ref().map(|it| it.subject.source.clone()).unwrap_or_default();
+        let source = turn_permit.as_ref().map_or("", |permit| &permit.subject.source.0);
         let size = new.stored_size();
-        let admitted = match self.texts.take(owner, &source, new.memory()) {
+        let admitted = match self.texts.take(owner, source, new.memory()) {
             Ok(texts) => {
                 self.admits(owner, session, &new, size).await.map(|grants| (grants, texts))
             }

@@ -145,7 +145,7 @@ impl Generations {
         }
         let task = self.tasks.token();
         let subject = &permit.subject;
-        let texts = self.texts.take(&subject.owner, &subject.source, request.memory())?;
+        let texts = self.texts.take(&subject.owner, &subject.source.0, request.memory())?;
         self.check_model(model).await?;
         let ticket = ticket(&permit.subject, model);
         if let Room::NoneFor(after) = self.queue.room(&ticket.model, &ticket.source).await {

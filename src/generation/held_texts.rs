@@ -9,16 +9,19 @@ use super::SubmitError;
 use super::failures::texts_full;
 use crate::byte_room::{ByteRoom, RoomPermit};
 use crate::session::Owner;
-use crate::source::{NetworkNumber, Source};
+use crate::source::ShareKey;
 use crate::telemetry::metric;
 
-/// The room of a process, in MiB. A user or a network may take a quarter of it.
+/// The room of a process, in MiB.
 const MIB: u32 = 64;
-/// The part of it that all anonymous callers may take, of which a network has a quarter.
+/// The part of it that one user may take.
+const USER_MIB: u32 = MIB / 4;
+/// The part of it that the users of one network may take.
+const USERS_OF_NETWORK_MIB: u32 = MIB / 2;
+/// The part of it that all anonymous callers may take.
 const ANONYMOUS_MIB: u32 = 48;
-/// The room of all users by their networks, of which a network has a quarter: half of the room of a
-/// process.
-const USERS_NETWORKS_MIB: u32 = 128;
+/// The part of that which those of one network may take.
+const ANONYMOUS_OF_NETWORK_MIB: u32 = ANONYMOUS_MIB / 4;
 /// Bytes of texts that take no room: the numbers of slots, of waiting turns, and of turns that wait in
 /// each session bound what such texts take together.
 const FREE_BYTES: usize = 8 << 10;
@@ -29,7 +32,7 @@ const FREE_BYTES: usize = 8 << 10;
 pub(super) struct TextRoom {
     room: ByteRoom,
     of_anonymous: ByteRoom,
-    of_users_networks: ByteRoom,
+    of_users: ByteRoom,
     held: Gauge,
 }
 
@@ -51,9 +54,9 @@ impl Default for TextRoom {
         let held = metrics::gauge!(metric::HELD_TEXT_BYTES);
         held.set(0.0);
         Self {
-            room: ByteRoom::new(MIB),
-            of_anonymous: ByteRoom::new(ANONYMOUS_MIB),
-            of_users_networks: ByteRoom::new(USERS_NETWORKS_MIB),
+            room: ByteRoom::new(MIB, USER_MIB),
+            of_anonymous: ByteRoom::new(ANONYMOUS_MIB, ANONYMOUS_OF_NETWORK_MIB),
+            of_users: ByteRoom::new(MIB, USERS_OF_NETWORK_MIB),
             held,
         }
     }
@@ -69,63 +72,37 @@ impl TextRoom {
     pub(super) fn take(
         &self,
         owner: &Owner,
-        source: &Source,
+        source: &str,
         bytes: usize,
     ) -> Result<HeldTexts, SubmitError> {
         if bytes <= FREE_BYTES {
             return Ok(HeldTexts::default());
         }
-        let network = source.widest_network();
-        let taken = match owner {
-            Owner::User(_) => self.take_of_user(&owner.key(), network, bytes),
-            Owner::Anonymous => self.take_anonymous(network, bytes),
-        };
-        match taken {
-            Some((permit, of_part)) => Ok(self.held(permit, of_part)),
-            None => Err(SubmitError::QueueFull(texts_full())),
-        }
+        self.try_take(owner, source, bytes).ok_or_else(|| SubmitError::QueueFull(texts_full()))
     }
 
-    /// Takes room of a user, of the users of its network, and of the whole.
-    fn take_of_user(
-        &self,
-        user: &str,
-        network: Option<NetworkNumber>,
-        bytes: usize,
-    ) -> Option<(RoomPermit, Option<RoomPermit>)> {
-        let of_network = match network {
-            Some(_) => Some(self.of_users_networks.try_take(network, bytes)?),
+    fn try_take(&self, owner: &Owner, source: &str, bytes: usize) -> Option<HeldTexts> {
+        let (part, user) = match owner {
+            Owner::User(_) => (&self.of_users, Some(ShareKey::of_user(&owner.key()))),
+            Owner::Anonymous => (&self.of_anonymous, None),
+        };
+        // A client on the same machine has no network, and may take all of the room.
+        let of_part = match ShareKey::of_network(source) {
+            Some(network) => Some(part.try_take(Some(network), bytes)?),
             None => None,
         };
-        Some((self.room.try_take(Some(NetworkNumber::of_user(user)), bytes)?, of_network))
-    }
-
-    /// Takes room of all anonymous callers, and of the whole. A client on the same machine, which has no
-    /// network, may take all of it.
-    fn take_anonymous(
-        &self,
-        network: Option<NetworkNumber>,
-        bytes: usize,
-    ) -> Option<(RoomPermit, Option<RoomPermit>)> {
-        let of_anonymous = match network {
-            Some(_) => Some(self.of_anonymous.try_take(network, bytes)?),
-            None => None,
-        };
-        // A larger text counts as the share of its network.
-        let counted = of_anonymous.as_ref().map_or(bytes, RoomPermit::bytes);
-        Some((self.room.try_take(None, counted)?, of_anonymous))
+        // Larger texts count as the share of their network.
+        let counted = of_part.as_ref().map_or(bytes, RoomPermit::bytes);
+        let permit = self.room.try_take(user, counted)?;
+        self.held.increment(permit.bytes() as f64);
+        let held = self.held.clone();
+        Some(HeldTexts { _taken: Some(Arc::new(TakenTexts { permit, _of_part: of_part, held })) })
     }
 
     /// Takes room for texts as [`TextRoom::take`] does, and none where there is none: a turn of a replica
     /// that is gone is not refused. It was within the room there.
     pub(super) fn take_if_free(&self, owner: &Owner, source: &str, bytes: usize) -> HeldTexts {
-        self.take(owner, &Source(source.to_owned()), bytes).unwrap_or_default()
-    }
-
-    fn held(&self, permit: RoomPermit, of_part: Option<RoomPermit>) -> HeldTexts {
-        self.held.increment(permit.bytes() as f64);
-        let held = self.held.clone();
-        HeldTexts { _taken: Some(Arc::new(TakenTexts { permit, _of_part: of_part, held })) }
+        self.take(owner, source, bytes).unwrap_or_default()
     }
 }
 
@@ -142,8 +119,8 @@ mod tests {
 
     const STRANGER: Owner = Owner::Anonymous;
 
-    fn source(address: &str) -> Source {
-        SourceKey::new(b"a key").source(address.parse().expect("an address"))
+    fn source(address: &str) -> String {
+        SourceKey::new(b"a key").source(address.parse().expect("an address")).0
     }
 
     fn user(name: &str) -> Owner {
@@ -153,7 +130,7 @@ mod tests {
     #[test]
     fn texts_of_one_network_take_a_quarter_of_the_room_of_strangers_and_small_ones_take_none() {
         let (room, one) = (TextRoom::default(), source("192.0.2.1"));
-        let take = |source: &Source| room.take(&STRANGER, source, 1 << 20);
+        let take = |source: &str| room.take(&STRANGER, source, 1 << 20);
         let held: Vec<_> = (0..12).map(|_| take(&one).expect("room")).collect();
         let refused = room.take(&STRANGER, &one, FREE_BYTES + 1);
         assert!(matches!(refused, Err(SubmitError::QueueFull(_))));

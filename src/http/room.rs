@@ -13,7 +13,7 @@ use axum::response::Response;
 use crate::byte_room::ByteRoom;
 use crate::http::extract::caller::ClientSources;
 use crate::http::problem::Problem;
-use crate::source::NetworkNumber;
+use crate::source::ShareKey;
 
 pub use crate::byte_room::{RoomPermit, kib, resize};
 
@@ -24,6 +24,8 @@ pub const FREE_BYTES: usize = 16 << 10;
 pub const REPLY_BYTES: usize = 1 << 20;
 /// Bytes of a page as JSON, at most: its head and its end are beside it.
 pub const PAGE_BYTES: usize = REPLY_BYTES - (16 << 10);
+/// The part of the room that one IPv4 address or IPv6 /48 may take.
+const NETWORK_SHARE: u32 = 4;
 /// How long a request waits for room.
 pub const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
@@ -43,21 +45,21 @@ pub struct TakenRoom {
 impl ConnectionRoom {
     /// Creates a room of so many MiB, whose requests have these sources.
     pub fn new(mib: u32, sources: ClientSources) -> Self {
-        Self { room: ByteRoom::new(mib), sources }
+        Self { room: ByteRoom::new(mib, mib / NETWORK_SHARE), sources }
     }
 
     /// Returns the network in whose name a request takes room; none of a loopback address.
-    pub fn network(&self, peer: IpAddr, headers: &HeaderMap) -> Option<NetworkNumber> {
+    pub fn network(&self, peer: IpAddr, headers: &HeaderMap) -> Option<ShareKey> {
         self.sources.of(peer, headers).widest_network()
     }
 
     /// Waits for room for so many bytes, for [`ROOM_LIMIT`] at most, as [`ByteRoom::take`] does.
-    pub async fn take(&self, network: Option<NetworkNumber>, bytes: usize) -> Option<RoomPermit> {
+    pub async fn take(&self, network: Option<ShareKey>, bytes: usize) -> Option<RoomPermit> {
         self.room.take(network, bytes, ROOM_LIMIT).await
     }
 
     /// Returns how many bytes this network may take at most.
-    pub fn most(&self, network: Option<NetworkNumber>) -> usize {
+    pub fn most(&self, network: Option<ShareKey>) -> usize {
         self.room.most(network)
     }
 }

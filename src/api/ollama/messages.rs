@@ -61,10 +61,8 @@ impl OllamaMessages {
             let message = read_message(object, at, &format!("{path}."), &mut images)?;
             bytes += OwnConversation::bytes_of(&message);
             if bytes > OwnConversation::BYTES {
-                let most = OwnConversation::BYTES;
-                return Err(invalid(format!(
-                    "messages: must have at most {most} bytes together, and each counts 512 more"
-                )));
+                let most = OwnConversation::bound_of_bytes();
+                return Err(invalid(format!("messages: must have at most {most}")));
             }
             before.push(message);
         }

@@ -77,8 +77,7 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         calls.add(&message.tool_calls);
         bytes += OwnConversation::bytes_of(&message);
         if bytes > OwnConversation::BYTES {
-            let most = OwnConversation::BYTES;
-            let msg = format!("must have at most {most} bytes together, and each counts 512 more");
+            let msg = format!("must have at most {}", OwnConversation::bound_of_bytes());
             return Err(params.refuse("messages", INVALID_VALUE, msg));
         }
         before.push(message);

@@ -64,6 +64,11 @@ impl OwnConversation {
         Ok(conversation)
     }
 
+    /// Describes the bound of the bytes of all messages, for an error.
+    pub fn bound_of_bytes() -> String {
+        format!("{} bytes together, and each counts {MESSAGE_BYTES} more", Self::BYTES)
+    }
+
     fn of(messages: Vec<Message>) -> Self {
         let bytes = messages.iter().map(Self::bytes_of).sum();
         let has_images = messages.iter().any(|message| !message.images.is_empty());

@@ -168,7 +168,12 @@ impl Connection {
             && self.takes_room(bytes)
         {
             count(message.kind());
-            self.waiting.push_back(ClientRequest { message, last_event: 0, bytes });
+            self.waiting.push_back(ClientRequest {
+                message,
+                last_event: 0,
+                bytes,
+                pause: Duration::ZERO,
+            });
         }
     }
 
@@ -373,7 +378,7 @@ impl Connection {
             return self.send(wire::error(&problem, message.message_id())).await;
         }
         let last_event = self.view.sent().events;
-        self.waiting.push_back(ClientRequest { message, last_event, bytes });
+        self.waiting.push_back(ClientRequest { message, last_event, bytes, pause: Duration::ZERO });
         self.begin_next();
         Ok(())
     }
@@ -383,17 +388,15 @@ impl Connection {
         if self.running.is_some() {
             return;
         }
-        let Some(request) = self.waiting.pop_front() else { return };
+        let Some(mut request) = self.waiting.pop_front() else { return };
         let (shared, subject) = (&self.shared, &self.subject);
         let trace = self.trace.as_deref().copied();
         self.running_bytes = request.bytes;
-        let mut pause = Duration::ZERO;
         if matches!(request.message, ClientMessage::Auth { .. }) {
             let now = Instant::now();
-            pause = self.next_check.saturating_duration_since(now);
-            self.next_check = now + pause + CHECK_PAUSE;
+            request.pause = self.next_check.saturating_duration_since(now);
+            self.next_check = now + request.pause + CHECK_PAUSE;
         }
-        let request = (request, pause);
         self.running = Some(RunningRequest::begin(shared, subject, self.session, trace, request));
     }
 
@@ -574,7 +577,6 @@ impl Unfinished {
             let Some(request) = self.waiting.pop_front() else { return };
             let (shared, subject) = (&self.shared, &self.subject);
             let trace = self.trace.as_deref().copied();
-            let request = (request, Duration::ZERO);
             running = Some(RunningRequest::begin(shared, subject, self.session, trace, request));
         }
     }

@@ -37,6 +37,8 @@ pub struct ClientRequest {
     pub last_event: u64,
     /// The bytes of the message as it arrived.
     pub bytes: usize,
+    /// The pause before it is handled.
+    pub pause: Duration,
 }
 
 /// A request that runs.
@@ -50,13 +52,13 @@ pub struct RunningRequest {
 }
 
 impl RunningRequest {
-    /// Starts a request, which is handled after a pause.
+    /// Starts a request, which is handled after its pause.
     pub fn begin(
         shared: &Shared,
         subject: &Arc<Subject>,
         session: SessionId,
         trace: Option<TraceContext>,
-        (ClientRequest { message, last_event, .. }, pause): (ClientRequest, Duration),
+        ClientRequest { message, last_event, pause, .. }: ClientRequest,
     ) -> Self {
         let kind = match &message {
             ClientMessage::Chat(request) if request.stream == Some(false) => {

@@ -209,9 +209,9 @@ pub fn conversation(
     if before.len() > OwnConversation::MESSAGES || total + instructions > OwnConversation::BYTES {
         let msg = format!(
             "must have, with what previous_response_id brings and with the instructions, at most {} \
-             messages and {} bytes, and each counts 512 more",
+             messages and {}",
             OwnConversation::MESSAGES,
-            OwnConversation::BYTES
+            OwnConversation::bound_of_bytes()
         );
         return Err(error("input", INVALID_VALUE, msg));
     }
