@@ -145,7 +145,8 @@ async fn all(fleet: &Fleet, attack: &Attack, tally: &Tally) -> anyhow::Result<Ve
         sleep(attack.rest).await;
         // What an attack does to a session may show only after it.
         honest.count_errors(tally);
-        rows.push(Row::new(kind.text(), &honest, [before, peak, memory(fleet).await?], seen));
+        let row = Row::new(kind.text(), &honest, [before, peak, memory(fleet).await?], seen);
+        rows.push(row.keeping(kind.kept_mib()));
     }
     Ok(rows)
 }

@@ -66,6 +66,13 @@ impl AttackKind {
         }
     }
 
+    /// Returns the MiB that a replica may keep of what this sends for a minute after it, beside the
+    /// factor that memory may grow by: images, redo entries and copies, which a failover of Redis may
+    /// need, have 64 MiB each.
+    pub fn kept_mib(self) -> f64 {
+        if matches!(self, Self::Large | Self::Floods) { 3.0 * 64.0 } else { 0.0 }
+    }
+
     /// Returns the attacks that run at once in this one.
     fn parts(self) -> &'static [Self] {
         match self {

@@ -8,8 +8,9 @@ use serde::Serialize;
 use crate::report::{Report, Times};
 use crate::tally::Honest;
 
-/// The gap between tokens at p50, and the resident memory of a replica, may grow by less than this
-/// factor.
+/// By less than this factor may grow: the gap between tokens at p50, from the baseline to an attack; the
+/// resident memory of a replica, from just before an attack to its peak, and from the baseline to
+/// after the rest that follows an attack.
 const MOST: f64 = 1.5;
 
 /// The memory of the fleet at one time.
@@ -32,10 +33,10 @@ impl Memory {
         }
     }
 
-    /// Returns the largest factor by which the memory of a replica has grown.
-    fn factor_since(&self, before: &Self) -> f64 {
+    /// Returns the largest factor by which the memory of a replica has grown beyond so many MiB.
+    fn factor_since(&self, before: &Self, kept_mib: f64) -> f64 {
         let pairs = self.replicas_mib.iter().zip(&before.replicas_mib);
-        pairs.map(|(now, before)| now / before.max(1.0)).fold(0.0, f64::max)
+        pairs.map(|(now, before)| (now - kept_mib) / before.max(1.0)).fold(0.0, f64::max)
     }
 
     /// Returns the memory of the largest replica.
@@ -61,6 +62,8 @@ pub struct Row {
     pub after: Memory,
     /// The replies that the attackers got, with their number.
     pub seen: BTreeMap<String, u64>,
+    /// The MiB that a replica may keep of the attack for a minute, beside [`MOST`].
+    pub kept_mib: f64,
 }
 
 impl Row {
@@ -72,7 +75,13 @@ impl Row {
         seen: BTreeMap<String, u64>,
     ) -> Self {
         let (gap_ms, errors) = (Times::of(&honest.gap), honest.errors.clone());
-        Self { attack, gap_ms, errors, before, peak, after, seen }
+        Self { attack, gap_ms, errors, before, peak, after, seen, kept_mib: 0.0 }
+    }
+
+    /// Sets what a replica may keep of the attack for a minute.
+    #[must_use]
+    pub fn keeping(self, kept_mib: f64) -> Self {
+        Self { kept_mib, ..self }
     }
 }
 
@@ -116,13 +125,20 @@ impl AttackReport {
             if row.gap_ms.count == 0 || factor >= MOST {
                 not_met.push(format!("{attack}: the gap at p50 is {factor:.2} × the baseline"));
             }
+            let grown = row.peak.factor_since(&row.before, row.kept_mib);
+            if grown >= MOST {
+                let beside = if row.kept_mib > 0.0 { "beside what is kept " } else { "" };
+                not_met.push(format!(
+                    "{attack}: a replica's memory grew to {grown:.2} × {beside}in the attack"
+                ));
+            }
+            let left = row.after.factor_since(&baseline.before, 0.0);
+            if left >= MOST {
+                not_met.push(format!(
+                    "{attack}: a replica's memory is {left:.2} × the baseline after it"
+                ));
+            }
             for (memory, when) in [(&row.peak, "in the attack"), (&row.after, "after it")] {
-                let factor = memory.factor_since(&baseline.before);
-                if factor >= MOST {
-                    not_met.push(format!(
-                        "{attack}: a replica's memory is {factor:.2} × the baseline {when}"
-                    ));
-                }
                 let grown = memory.redis_mib - baseline.before.redis_mib;
                 if grown >= f64::from(self.anonymous_mib) {
                     not_met.push(format!(
@@ -202,6 +218,8 @@ mod tests {
         };
         let good = || row(60, memory(70.0, 60.0), memory(60.0, 60.0));
         assert_eq!(broken(good()), Vec::<String>::new());
+        let kept = row(50, memory(260.0, 10.0), memory(50.0, 10.0)).keeping(192.0);
+        assert_eq!(broken(kept), Vec::<String>::new());
         let mut with_error = good();
         with_error.errors.insert("internal".to_owned(), 1);
         let mut idle = good();
@@ -211,6 +229,10 @@ mod tests {
             (row(50, memory(75.0, 10.0), memory(50.0, 10.0)), "in the attack"),
             (row(50, memory(50.0, 10.0), memory(75.0, 10.0)), "after it"),
             (row(50, memory(50.0, 75.0), memory(50.0, 10.0)), "Redis grew by 65 MiB"),
+            (
+                row(50, memory(270.0, 10.0), memory(50.0, 10.0)).keeping(192.0),
+                "beside what is kept",
+            ),
             (with_error, "internal"),
             (idle, "did nothing"),
         ] {
