@@ -24,7 +24,7 @@ const SUBJECT: usize = 72;
 /// The newest commits, whose subjects are checked.
 const COMMITS: &str = "50";
 /// Older subjects were written before they were checked.
-const FIRST_DAY: &str = "--since=2026-11-28T00:00:00Z";
+const FIRST_DAY: &str = "--since=2026-11-27T10:41:00Z";
 const LOCKED: [&str; 2] = ["--workspace", "--locked"];
 
 /// The counts of tests.
