@@ -118,6 +118,7 @@ impl Server {
                 storage: storage_limits(&settings.storage),
                 limits: limits.clone(),
                 source_key: source_key.clone(),
+                titles: settings.hosts.titles,
             },
         );
         let conditions = Conditions::of(&redis);

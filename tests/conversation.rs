@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use jarvis::budget::StorageLimits;
-use jarvis::config::LimitSettings;
+use jarvis::config::{LimitSettings, Titles};
 use jarvis::generation::{GenerationSettings, Generations, host_reports};
 use jarvis::limits::RateLimits;
 use jarvis::membership::MembershipStore;
@@ -17,9 +17,9 @@ use jarvis::ollama::Fleet;
 use jarvis::queue::{Queue, QueueLimits, QueueStore};
 use jarvis::session::model::ToolCall;
 use jarvis::session::store::{
-    Acceptance, Begin, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OwnConversation,
-    Proposal, REQUEST_BYTES, ReadFrom, ReadOutcome, Restored, SessionLimits, Turn, Written, bucket,
-    channel, message,
+    Acceptance, Begin, Cancellation, Claim, ClaimAttempt, Clearing, IdempotencyKey, NewTurn,
+    OwnConversation, Proposal, REQUEST_BYTES, ReadFrom, ReadOutcome, Restored, SessionLimits, Turn,
+    Written, bucket, channel, message,
 };
 use jarvis::session::{
     Control, Cursor, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store,
@@ -103,6 +103,7 @@ impl Replica {
                 lease: LEASE,
                 storage: StorageLimits::default(),
                 source_key: SourceKey::default(),
+                titles: Titles::default(),
             };
             let generations =
                 Generations::start(store.clone(), feeds, fleet, queue, membership, settings);
@@ -322,7 +323,7 @@ async fn the_largest_conversation_is_stored_once() {
     assert!(grown < 2 * bytes, "{grown} bytes for {bytes}");
     println!("{bytes} bytes in 1,000 messages cost Redis {grown} bytes");
     let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
-    let claimed = other.claim(&open).await.expect("a claim");
+    let claimed = other.claim(&ClaimAttempt::new(open)).await.expect("a claim");
     let Claim::Running(taken, 2) = claimed else { panic!("{claimed:?}") };
     assert_eq!(taken.own_conversation().expect("its own").bytes(), bytes);
     // Its messages are found by their ids, and counted, though they are not in the index.
@@ -400,7 +401,7 @@ async fn take_over_and_delete(
     session: SessionId,
 ) -> Arc<Turn> {
     let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
-    let claimed = other.claim(&open).await.expect("a claim");
+    let claimed = other.claim(&ClaimAttempt::new(open)).await.expect("a claim");
     let Claim::Running(taken, 2) = claimed else { panic!("{claimed:?}") };
     let lost = server.cli(&["KEYS", "jarvis:{b*"]);
     server.cli(&[&["DEL"], &lost.lines().collect::<Vec<_>>()[..]].concat());
@@ -503,7 +504,8 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_while_large_turns_wai
         cancel(Some(waiting[7].generation)).await;
         let open = store.open_turns(bucket(session)).await.expect("open turns");
         let open = open.into_iter().find(|open| open.generation == waiting[6].generation);
-        let claimed = other.claim(&open.expect("it waits")).await.expect("a claim");
+        let claimed =
+            other.claim(&ClaimAttempt::new(open.expect("it waits"))).await.expect("a claim");
         assert!(matches!(claimed, Claim::Waiting(_)), "{claimed:?}");
         cancel(Some(running.generation)).await;
         assert_eq!(store.begin(&waiting[0]).await.expect("Redis"), Begin::Began);
@@ -525,7 +527,7 @@ async fn a_waiting_turn_keeps_its_conversation_through_restore_and_claim() {
     assert_eq!(restored().await, Restored::Waiting);
     assert_eq!(restored().await, Restored::Waiting, "a repeat adds nothing");
     let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
-    let claimed = other.claim(&open).await.expect("a claim");
+    let claimed = other.claim(&ClaimAttempt::new(open)).await.expect("a claim");
     let Claim::Waiting(taken) = claimed else { panic!("{claimed:?}") };
     // Redis loses everything once more: the new writer restores all of it, too.
     let lost = server.cli(&["KEYS", "jarvis:{b*"]);
@@ -589,7 +591,7 @@ async fn a_turn_is_claimed_in_a_session_whose_brought_conversation_was_cleared()
     let restored = retried(async || store.restore(&turn).await).await;
     assert_eq!(restored, Restored::Waiting);
     let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
-    let claimed = other.claim(&open).await.expect("a claim");
+    let claimed = other.claim(&ClaimAttempt::new(open)).await.expect("a claim");
     assert!(matches!(claimed, Claim::Waiting(_)), "{claimed:?}");
 }
 
@@ -665,7 +667,7 @@ async fn a_claim_that_a_failover_lost_is_replied_again_until_its_holder_starts_t
     assert_eq!(store.restore(&turn).await.expect("Redis"), Restored::Kept);
     server.remember();
     let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
-    let claimed = other.claim(&open).await.expect("a claim");
+    let claimed = other.claim(&ClaimAttempt::new(open)).await.expect("a claim");
     let Claim::Running(taken, 2) = claimed else { panic!("{claimed:?}") };
     server.lose_what_came_since();
     let restored = async || retried(async || other.restore(&taken).await).await;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::EnumValueParser;
 use reqwest::Url;
 
 use super::keep_alive::checked_keep_alive;
@@ -13,6 +14,16 @@ use super::url::{http_url, passwords};
 use super::values::{entries, model_name, or_blank, seconds, trimmed};
 use crate::secret::Secret;
 use crate::tls::{Authorities, TlsOptions};
+
+/// Who writes the titles of sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Titles {
+    /// Nobody: the beginning of the first question is the title.
+    #[default]
+    Question,
+    /// The model, after the first answer.
+    Model,
+}
 
 /// The settings of the Ollama hosts, and of the models on them.
 #[derive(Clone, Debug, Args)]
@@ -59,6 +70,12 @@ pub struct HostSettings {
     #[arg(long, env = "JARVIS_DEFAULT_MODEL", value_name = "NAME")]
     #[arg(default_value = "tinyllama:latest", value_parser = model_name)]
     pub default_model: String,
+
+    /// Who writes the title of a session: question (its beginning is the title), or model (after the first
+    /// answer, where a slot is free and nothing waits; its tokens count for the user)
+    #[arg(long, env = "JARVIS_TITLES", value_name = "WHO", default_value = "question")]
+    #[arg(value_parser = trimmed(EnumValueParser::<Titles>::new()))]
+    pub titles: Titles,
 
     /// Models that every host that has them loads at the start, separated by commas
     #[arg(long, env = "JARVIS_PRELOAD", value_name = "NAMES", value_delimiter = ',')]

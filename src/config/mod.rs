@@ -20,7 +20,7 @@ mod values;
 
 pub use address::ServerAddress;
 pub use client::ClientSettings;
-pub use hosts::{HostSettings, OllamaHost, check_hosts};
+pub use hosts::{HostSettings, OllamaHost, Titles, check_hosts};
 pub use http::HttpSettings;
 pub use limits::LimitSettings;
 use otel::OtelVariables;

@@ -28,6 +28,7 @@ mod seam;
 mod slot_wait;
 mod stop;
 mod takeover;
+mod titles;
 mod turn;
 mod turn_spans;
 mod turn_state;
@@ -47,6 +48,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::budget::{Budget, OverBudget, StorageLimits};
+use crate::config::Titles;
 use crate::lifecycle::{Phase, catch_panic};
 use crate::limits::{LimitRefusal, RateLimits};
 use crate::membership::{Membership, MembershipStore, Renewal};
@@ -65,6 +67,7 @@ pub use embedding::{EmbedRun, EmbedUsage, EmbeddedSlice};
 use held_texts::{HeldTexts, TextRoom};
 use redo::{RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
+use titles::TitleWriter;
 use turn_state::TurnState;
 
 /// How long a cancel waits for the request to the model host to be closed.
@@ -90,6 +93,7 @@ pub struct Generations {
     redo: Arc<RedoLog>,
     images: Arc<images::HeldImages>,
     texts: TextRoom,
+    titles: TitleWriter,
     copies: Arc<Copies>,
     tasks: TaskTracker,
     /// Cancelled when the drain limit is over, and the remaining turns are handed over.
@@ -116,6 +120,8 @@ pub struct GenerationSettings {
     pub limits: RateLimits,
     /// The key of the digests of conversations.
     pub source_key: SourceKey,
+    /// Who writes the titles of sessions.
+    pub titles: Titles,
 }
 
 /// An accepted turn.
@@ -275,6 +281,7 @@ impl Generations {
             storage,
             limits,
             source_key,
+            titles,
         } = settings;
         let (copies, waiting) = Copies::new();
         let generations = Self {
@@ -295,6 +302,7 @@ impl Generations {
             redo: Arc::default(),
             images: Arc::default(),
             texts: TextRoom::default(),
+            titles: TitleWriter::new(titles),
             copies: Arc::new(copies),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

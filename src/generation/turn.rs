@@ -100,6 +100,9 @@ async fn run_to_end(
     generations.injected_panics.strike_at_start();
     let taken = Instant::now();
     let feed = call_redis(|| generations.feeds.join_of_turn(turn)).await;
+    if turn.is_claimed() {
+        feed.note_unended(turn.generation);
+    }
     let (store, written_turn) = (generations.store.clone(), Arc::clone(turn));
     let (writers, mut writer) = match state {
         TurnState::Waiting => {
@@ -132,7 +135,7 @@ async fn run_to_end(
         }
     }
     // Boxed, because a turn that waits would keep the room of its end.
-    Box::pin(finish(generations, turn, writer, writers, end, trace)).await
+    Box::pin(finish(generations, turn, &feed, writer, writers, end, trace)).await
 }
 
 /// Waits until the turn begins, after the earlier turns of its session.
@@ -256,6 +259,7 @@ async fn answer(
 async fn finish(
     generations: &Generations,
     turn: &Turn,
+    feed: &Arc<Feed>,
     mut writer: Writer,
     writers: u32,
     end: TurnEnd,
@@ -325,12 +329,22 @@ async fn finish(
         drop(ending);
         count_end(turn, outcome, &header, &writer);
         tracing::info!(outcome, bytes = writer.text().len(), "turn ended");
+        if is_first_answer(&header) {
+            generations.write_title(feed, turn, writer.text());
+        }
         generations.keep(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
         Ok(())
     };
     let ((), ended) =
         tokio::join!(generations.limits.count_tokens(&turn.owner, turn.generation, tokens), end,);
     ended
+}
+
+/// Returns whether an answer ends the first turn of its session, and whole: nothing was before it.
+fn is_first_answer(answer: &Message) -> bool {
+    answer.status == Some(Status::Complete)
+        && answer.tool_calls.is_empty()
+        && answer.context.is_some_and(|it| it.messages_sent == 1 && it.messages_dropped == 0)
 }
 
 /// Counts the end of a turn, with the code of its failure.

@@ -112,6 +112,12 @@ impl Queue {
         self.inner.store.room(model, source).await.unwrap_or(Room::Some)
     }
 
+    /// Returns whether any ticket waits: at any replica, as of the last round of reconciliation, or at this
+    /// one.
+    pub fn has_waiting(&self) -> bool {
+        self.inner.waiting.load(Ordering::Relaxed).max(self.inner.local_waiting()) > 0
+    }
+
     /// Returns whether more than half of the queue is in use, as of the last round of
     /// reconciliation.
     pub fn is_over_half_full(&self) -> bool {

@@ -14,6 +14,7 @@ pub mod reader;
 pub mod reasoning;
 pub mod store;
 pub mod stored_message;
+pub mod title;
 pub mod window;
 
 pub use branch::{Anchor, Siblings};
@@ -28,4 +29,5 @@ pub use model::{
 };
 pub use reader::{Delivered, Reader};
 pub use store::{Store, StoreError};
+pub use title::shortened;
 pub use window::Window;

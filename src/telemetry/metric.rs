@@ -258,6 +258,9 @@ metrics! {
     COUNTER FEED_HOLES_TOTAL = "jarvis_feed_holes_total";
     /// Feeds with a hole that have read what was missing.
     COUNTER FEED_HOLES_FILLED_TOTAL = "jarvis_feed_holes_filled_total";
+    /// Titles that the model was to write, by outcome: written, busy (others needed the slot), failed (the
+    /// host wrote none).
+    COUNTER TITLES_TOTAL = "jarvis_titles_total" [outcome: &["busy", "failed", "written"]];
     /// Requests, messages and turns that were refused, by the limit that refused them.
     COUNTER LIMIT_REFUSALS_TOTAL = "jarvis_limit_refusals_total" [limit: &[
         "address-connections", "address-requests", "address-sessions", "address-sockets", "address-turns", "key-requests",

@@ -155,6 +155,7 @@ function opened(id: string): Conversation {
   const conversation = new Conversation(id, () => userId.peek());
   conversation.onEnd = (answer: Message) => {
     touch(id);
+    if (!titled.has(id)) void learnModelsTitle(id);
     if (id !== current.peek()) unread.value = new Set([...unread.peek(), id]);
     // The list is read again at the next end, or when the page becomes visible.
     if (userId.peek()) refresh().catch(() => {});
@@ -230,6 +231,22 @@ function touch(id: string, otherwise = ""): void {
 function keepLocal(change: (entries: Entry[]) => Entry[]): void {
   local.value = change(kept.read<Entry[]>("sessions", local.peek())).slice(0, MOST_ENTRIES);
   kept.write("sessions", local.value);
+}
+
+/** How long the model may take for a title after the first answer, in milliseconds. */
+const TITLE_PAUSE = 4000;
+/** The sessions whose title was read after their first answer in this tab. */
+const titled = new Set<string>();
+
+/** Reads the title of a session some time after its first answer: the model may have written it. */
+async function learnModelsTitle(id: string): Promise<void> {
+  titled.add(id);
+  await new Promise((resolve) => setTimeout(resolve, TITLE_PAUSE));
+  try {
+    changed(await api.describe(id));
+  } catch {
+    // It is read again with the list.
+  }
 }
 
 const learned = new Set<string>();

@@ -30,7 +30,7 @@ register {
       'unanswered')
     redis.call('HSET', keys.messages, 'title', args.title)
     redis.call('HSET', keys.session, 'model', args.model, 'created', args.created,
-      'updated', args.now, 'idle_seconds', 0, 'began', string.format('%.0f', now_us()))
+      'updated', args.now, 'titled', 1, 'idle_seconds', 0, 'began', string.format('%.0f', now_us()))
     for _, name in ipairs(EXPIRING_KEYS) do
       redis.call('PERSIST', keys[name])
     end

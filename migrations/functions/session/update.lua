@@ -1,8 +1,10 @@
--- Sets the title of the session, and whether it is pinned and archived.
+-- Sets the title of the session, and whether it is pinned and archived. A title of the model is set in
+-- place of the first question's only, and is no change of the user's.
 --
 -- Keys:       session, messages
 -- Arguments:  owner
 --             title              or empty: it stays
+--             by                 user, or model
 --             pinned, archived   1 or 0, or empty: it stays
 --             now
 -- Reply:      ok | absent
@@ -12,14 +14,18 @@ register {
   version = 1,
   flags = {},
   keys = { 'session', 'messages' },
-  arguments = { 'owner', 'title', 'pinned', 'archived', 'now' },
+  arguments = { 'owner', 'title', 'by', 'pinned', 'archived', 'now' },
   run = function(keys, args)
     if not owned(keys, args.owner) then
       return 'absent'
     end
-    if args.title ~= '' then
+    if args.by == 'model' then
+      if redis.call('HSETNX', keys.session, 'titled', 1) == 1 then
+        redis.call('HSET', keys.messages, 'title', args.title)
+      end
+    elseif args.title ~= '' then
       redis.call('HSET', keys.messages, 'title', args.title)
-      redis.call('HSET', keys.session, 'updated', args.now)
+      redis.call('HSET', keys.session, 'titled', 1, 'updated', args.now)
     end
     for _, mark in ipairs({ 'pinned', 'archived' }) do
       if args[mark] == '1' then

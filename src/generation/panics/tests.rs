@@ -11,7 +11,7 @@ use testkit::{Server, binaries, eventually};
 
 use super::super::{GenerationSettings, Generations, SubmitError, host_reports};
 use crate::budget::StorageLimits;
-use crate::config::LimitSettings;
+use crate::config::{LimitSettings, Titles};
 use crate::limits::{LimitKind, RateLimits, RequestKind, Subject};
 use crate::membership::MembershipStore;
 use crate::ollama::Fleet;
@@ -105,6 +105,7 @@ impl Replica {
             abandon_after: Duration::from_mins(5),
             lease: Duration::from_secs(3),
             source_key: SourceKey::default(),
+            titles: Titles::default(),
         };
         let generations = Generations::start(store, feeds, fleet, queue, membership, settings);
         Self { generations, _host: host, redis: server }

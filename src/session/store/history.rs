@@ -111,9 +111,32 @@ impl Store {
             .call_with("jarvis_update_1", &["session", "messages"])
             .arg("owner", owner.key())
             .arg("title", change.title.unwrap_or_default())
+            .arg("by", "user")
             .arg("pinned", mark(change.pinned))
             .arg("archived", mark(change.archived))
             .arg("now", rfc3339(&Utc::now()));
+        let reply: String = self.redis.call(call).await?;
+        if reply == "ok" { Ok(()) } else { Err(StoreError::Absent) }
+    }
+
+    /// Gives the session a title of the model's, unless it has one of the user's or the model's.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn entitle(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        title: &str,
+    ) -> Result<(), StoreError> {
+        let call = SessionKeys::of(session)
+            .call_with("jarvis_update_1", &["session", "messages"])
+            .arg("owner", owner.key())
+            .arg("title", title)
+            .arg("by", "model")
+            .arg("pinned", "")
+            .arg("archived", "")
+            .arg("now", "");
         let reply: String = self.redis.call(call).await?;
         if reply == "ok" { Ok(()) } else { Err(StoreError::Absent) }
     }

@@ -31,7 +31,7 @@ pub use images::Attached;
 pub use import::{ImportStep, ImportedSession};
 pub use keys::{BUCKETS, bucket, channel, open_turns};
 pub use read::{ReadFrom, ReadOutcome};
-pub use takeover::{Claim, OpenTurn};
+pub use takeover::{Claim, ClaimAttempt, OpenTurn};
 pub use transfer::Transfer;
 pub use turns::{
     Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, QUESTION_BYTES, REQUEST_BYTES,

@@ -20,6 +20,7 @@ use crate::session::model::{
     Continuation, GenerationId, Message, Owner, Role, Runner, SessionId, TurnSpec, rfc3339,
 };
 use crate::session::stored_message::{self, json_size};
+use crate::session::title::shortened;
 use crate::telemetry::traces::{self, TraceContext};
 
 /// How long an idempotency key is remembered.
@@ -176,6 +177,11 @@ impl Turn {
     /// Returns the runner of the text that earlier writers stored, where they knew it.
     pub fn runner(&self) -> Option<&Runner> {
         self.runner.as_ref()
+    }
+
+    /// Whether this replica got the turn by a claim.
+    pub fn is_claimed(&self) -> bool {
+        self.claimed.is_some()
     }
 
     /// Returns the user's message that the turn answers.
@@ -681,7 +687,7 @@ fn accepted_event(at: &str, spec: &TurnSpec) -> String {
     Control::Accepted { timestamp, message_id, message: String::new(), anchor }.stored()
 }
 
+/// Returns the title of a session with this first question: its first line, shortened at a word.
 fn title(content: &str) -> String {
-    let line = content.trim().lines().next().unwrap_or_default();
-    line.chars().take(TITLE_CHARACTERS).collect()
+    shortened(content.trim().lines().next().unwrap_or_default(), TITLE_CHARACTERS)
 }

@@ -10,6 +10,7 @@
 --                last_message (number), bytes (of all messages, of what open turns store, and of the
 --                idempotency keys)
 --                pinned, archived (1 where the user has marked the session so)
+--                titled (1 where the user or the model gave the title; else it is of the first question)
 --                orphaned (how often a turn tried to begin beside a message that is not there)
 --                idle_seconds (the session expires after this time without a turn; 0: never)
 --                unanswered (1 until an answer has text or has ended well: until then, a session
@@ -40,8 +41,9 @@
 --                `branches.lua` has its fields
 --   chains       sorted set of such a session, by which the strand of a message is found. `branches.lua`
 --                has its members
---   index        hash: id of a message → its number, but of the first `unindexed` ones. The id of an answer is its generation's, and
---                that of a question is its generation's with the last bit flipped.
+--   index        hash: id of a message → its number, but of the first `unindexed` ones. The id of an
+--                answer is its generation's, and that of a question is its generation's with the last
+--                bit flipped.
 --   waiting      list: accepted turns that have not begun, in the order of acceptance, each
 --                <generation> <fence> <replica> <number of its accepted event>
 --                [ <anchor>[ <number of the message before that of the anchor>]]

@@ -201,7 +201,7 @@ local function admit(keys, args, found, epoch, begins, number)
       -- A session that is restored is from before.
       'began', number and '0' or string.format('%.0f', now_us()))
     redis.call('HSET', keys.messages, 'title', args.title)
-    redis.call('HDEL', keys.session, 'deleted', 'own_messages', 'own_images', 'unindexed')
+    redis.call('HDEL', keys.session, 'deleted', 'own_messages', 'own_images', 'unindexed', 'titled')
     if args.own_conversation == 'detached' then
       -- A failure is an answer, too, that its client comes back for.
       redis.call('HDEL', keys.session, 'unanswered')
