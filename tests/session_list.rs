@@ -6,7 +6,9 @@ mod support;
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{Reply, http, send};
+use support::eventually;
 use support::owned::{Fleet, SESSIONS, ask, chat, id};
+use support::process::LIMIT;
 use support::redis::RedisServer;
 use support::tokens::token;
 
@@ -182,4 +184,30 @@ async fn a_search_without_a_match_looks_at_a_bounded_number_of_sessions_a_reques
     for reply in futures_util::future::join_all(searches).await {
         assert!([200, 429].contains(&reply.status), "{}", reply.body);
     }
+}
+
+#[tokio::test]
+async fn a_session_is_listed_as_running_while_an_answer_is_written() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 2, "5000").await;
+    let [idle] = &sessions(&fleet, 1, "alice").await[..] else { panic!("one session") };
+    let running = id();
+    let long =
+        json!({"session_id": running, "message": "[[tokens=2000 rate=20]] Long", "stream": true});
+    let url = format!("{}/api/v1/chat", fleet.replicas[0].url);
+    let asked = http().post(url).bearer_auth(token("alice")).json(&long);
+    let mut answer = asked.send().await.expect("a response");
+    assert!(answer.chunk().await.expect("a chunk").is_some());
+    let marks = async || -> Vec<(Value, Value)> {
+        let pages = pages(&fleet, "", "alice").await;
+        let sessions = pages.iter().flat_map(|page| page["sessions"].as_array().expect("a list"));
+        sessions.map(|it| (it["session_id"].clone(), it["running"].clone())).collect()
+    };
+    let shown =
+        |is_running: bool| vec![(json!(running), json!(is_running)), (json!(idle), json!(false))];
+    assert!(eventually(LIMIT, async || marks().await == shown(true)).await, "{:?}", marks().await);
+    let path = format!("{SESSIONS}/{running}/cancel");
+    let cancelled = ask(&fleet.replicas[1], Method::POST, &path, &json!({}), "alice").await;
+    assert_eq!(cancelled.status, 200, "{}", cancelled.body);
+    assert!(eventually(LIMIT, async || marks().await == shown(false)).await, "{:?}", marks().await);
 }

@@ -88,6 +88,7 @@ impl Conversation {
             message_count: messages.len() as u64,
             pinned: false,
             archived: false,
+            running: true,
         };
         Self { page: Page { info, running: None, first: 0, messages }, is_of_turn: true }
     }

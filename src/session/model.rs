@@ -484,6 +484,8 @@ pub struct SessionInfo {
     pub pinned: bool,
     /// Whether its user has archived the session.
     pub archived: bool,
+    /// Whether an answer is being written.
+    pub running: bool,
 }
 
 /// Formats a time as the wire has it: RFC 3339, UTC, microseconds, `Z`.

@@ -1,5 +1,5 @@
 // The service requires a sign-in: the page asks for it, and keeps the token in its tab alone.
-import { ask, base, check, connected, rest, run, same, stored, report, until } from "./browser.mjs";
+import { LIMIT, ask, base, check, connected, rest, run, same, stored, report, until } from "./browser.mjs";
 
 const [token] = rest;
 
@@ -36,6 +36,14 @@ await run(async (context, browser) => {
   await there.getByRole("link", { name: "of alice" }).click();
   await until(there, "complete");
   const id = new URL(there.url()).hash.slice(1);
+
+  // An answer that another device asked for has a mark in the list, until it has ended.
+  await page.click(".begin");
+  await ask(page, "[[tokens=60 rate=3]] on another device");
+  const mark = there.locator("li", { hasText: "another device" }).locator(".badge.running");
+  await mark.waitFor();
+  await mark.waitFor({ state: "detached", timeout: 2 * LIMIT });
+  report({ check: "elsewhere" });
 
   // The service finds what was said, and not only titles.
   const [, { content }] = await stored(id, base, token);

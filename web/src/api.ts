@@ -97,6 +97,8 @@ export interface SessionInfo {
   updated_at: string;
   pinned: boolean;
   archived: boolean;
+  /** Whether an answer is being written, wherever it was asked for. */
+  running: boolean;
 }
 
 export type Marks = Partial<Pick<SessionInfo, "pinned" | "archived">>;

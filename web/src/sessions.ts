@@ -20,6 +20,8 @@ export interface Entry {
   updated: number;
   pinned?: boolean;
   archived?: boolean;
+  /** Whether an answer was being written when the service listed the session. */
+  running?: boolean;
   /** The text by which a search found it, where it was not its title. */
   excerpt?: string;
 }
@@ -44,8 +46,8 @@ export const unread = signal<ReadonlySet<string>>(new Set());
 const open = signal<ReadonlyMap<string, Conversation>>(new Map());
 
 function toEntry(info: api.SessionInfo): Entry {
-  const { session_id: id, title, updated_at, pinned, archived } = info;
-  return { id, title, updated: Date.parse(updated_at), pinned, archived };
+  const { session_id: id, title, updated_at, pinned, archived, running } = info;
+  return { id, title, updated: Date.parse(updated_at), pinned, archived, running };
 }
 
 const listed = (id: string) => kept.isUuid(id);
@@ -58,8 +60,10 @@ export const conversation = computed(() => open.value.get(current.value)!);
 
 /** Whether a session has an open turn somewhere. */
 export function isRunning(id: string): boolean {
-  const isHere = open.value.get(id)?.busy.value ?? false;
-  return isHere || [...elsewhere.value.values()].some(({ running }) => running.includes(id));
+  const here = open.value.get(id);
+  if (here) return here.busy.value;
+  const isListed = remote.value.some((entry) => entry.id === id && entry.running);
+  return isListed || [...elsewhere.value.values()].some(({ running }) => running.includes(id));
 }
 
 kept.watch("sessions", () => {
@@ -79,6 +83,8 @@ const channel = "BroadcastChannel" in window ? new BroadcastChannel("jarvis") : 
 /** How long a tab's word holds, and how often it is repeated, in milliseconds. */
 const HOLDS = 5000;
 const REPEAT = 2000;
+/** How often a user's list is read again while it is seen, in milliseconds: other devices chat, too. */
+const REFRESH = 15_000;
 
 const tab = kept.uuid();
 
@@ -480,9 +486,11 @@ export function follow(): void {
   openUndelivered();
   const due = () => kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
   void dropPicturesBut(() => new Set(due().map(({ message_id }) => message_id)));
-  document.addEventListener("visibilitychange", () => {
+  const refreshIfSeen = () => {
     if (document.visibilityState === "visible" && userId.peek()) refresh().catch(() => {});
-  });
+  };
+  document.addEventListener("visibilitychange", refreshIfSeen);
+  setInterval(refreshIfSeen, REFRESH);
 }
 
 function go(): void {

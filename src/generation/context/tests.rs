@@ -45,6 +45,7 @@ fn conversation(messages: &[Message], limit: usize) -> Conversation {
         message_count: messages.len() as u64,
         pinned: false,
         archived: false,
+        running: true,
     };
     let messages = messages[first..].to_vec();
     let page = Page { info, running: None, first: first as u64, messages };

@@ -467,6 +467,7 @@ fn parse_described(session: SessionId, reply: &[String]) -> Result<Described, St
         Some("absent") => return Err(StoreError::Absent),
         _ => return Err(unexpected("session")),
     }
+    let running: Option<GenerationId> = optional(reply, 6)?;
     let has_mark = |mark| reply.get(9).is_some_and(|marks| marks.contains(mark));
     let info = SessionInfo {
         session_id: session,
@@ -477,8 +478,9 @@ fn parse_described(session: SessionId, reply: &[String]) -> Result<Described, St
         message_count: field(reply, 5)?,
         pinned: has_mark('p'),
         archived: has_mark('a'),
+        running: running.is_some(),
     };
-    Ok(Described { info, running: optional(reply, 6)?, upstream_closed: optional(reply, 7)? })
+    Ok(Described { info, running, upstream_closed: optional(reply, 7)? })
 }
 
 /// Parses a stored message, which begins with the number of its parent.
