@@ -36,7 +36,7 @@ mod unheard;
 mod writer;
 mod writer_state;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -89,7 +89,9 @@ pub struct Generations {
     abandon_after: Duration,
     renewal: Renewal,
     source_key: SourceKey,
-    running: Arc<Mutex<HashSet<GenerationId>>>,
+    /// The runs of each generation on this replica: two while a run that was refused ends and the next
+    /// one has begun.
+    running: Arc<Mutex<HashMap<GenerationId, u32>>>,
     redo: Arc<RedoLog>,
     images: Arc<images::HeldImages>,
     texts: TextRoom,
@@ -355,7 +357,7 @@ impl Generations {
         }));
     }
 
-    fn running(&self) -> MutexGuard<'_, HashSet<GenerationId>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<GenerationId, u32>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -5,6 +5,7 @@
 //! again, as after the death of a replica, and continued behind the text that is stored. A second
 //! panic ends the turn with a failure; a third one, while that is written, cancels the turn.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::Generations;
@@ -64,14 +65,20 @@ pub(super) struct Listed {
 
 impl Listed {
     pub(super) fn new(generations: Generations, generation: GenerationId) -> Self {
-        generations.running().insert(generation);
+        *generations.running().entry(generation).or_default() += 1;
         Self { generations, generation }
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.generations.running().remove(&self.generation);
+        let mut running = self.generations.running();
+        if let Entry::Occupied(mut runs) = running.entry(self.generation) {
+            *runs.get_mut() -= 1;
+            if *runs.get() == 0 {
+                runs.remove();
+            }
+        }
     }
 }
 

@@ -82,7 +82,9 @@ impl Successor for TurnSuccessor {
         let idle: HashSet<GenerationId> = {
             let running = self.generations.running();
             open.iter()
-                .filter(|turn| turn.replica == this_replica && !running.contains(&turn.generation))
+                .filter(|turn| {
+                    turn.replica == this_replica && !running.contains_key(&turn.generation)
+                })
                 .map(|turn| turn.generation)
                 .collect()
         };

@@ -17,9 +17,9 @@ use crate::lifecycle::spawn_caught;
 use crate::ollama::{
     ChatMessage, ChatRole, Done, HostId, ModelRequest, OllamaError, Options, Think,
 };
-use crate::queue::{Lease, TicketStatus};
+use crate::queue::{Ticket, TicketStatus};
 use crate::session::store::Turn;
-use crate::session::{Feed, GenerationId, Owner, shortened};
+use crate::session::{GenerationId, StoreError, shortened};
 use crate::telemetry::metric;
 
 /// The request for a title. It follows the first answer, so that the host has all before it in its
@@ -68,9 +68,16 @@ impl From<OllamaError> for Dropped {
     }
 }
 
+impl From<StoreError> for Dropped {
+    fn from(error: StoreError) -> Self {
+        tracing::debug!(%error, "title not stored");
+        Self::Failed
+    }
+}
+
 impl Generations {
     /// Has the model write the title of a session, behind the first answer of which this was called.
-    pub(super) fn write_title(&self, feed: &Arc<Feed>, turn: &Turn, answer: &str) {
+    pub(super) fn write_title(&self, turn: &Arc<Turn>, answer: &str) {
         let question = &turn.question().content;
         if self.titles.titles != Titles::Model
             || turn.own_conversation().is_some()
@@ -91,52 +98,42 @@ impl Generations {
             ChatMessage::text(ChatRole::User, REQUEST.to_owned()),
         ]);
         let messages = messages.collect();
-        let owner = feed.owner();
-        let mut ticket = capacity::ticket(turn, &owner, &self.source_key);
-        ticket.generation = GenerationId::random();
-        ticket.has_text = false;
-        let (generations, session, generation) = (self.clone(), turn.session, ticket.generation);
-        let model = turn.spec.model.clone();
+        let (generations, turn) = (self.clone(), Arc::clone(turn));
         spawn_caught("turn", async move {
             let _permit = permit;
-            let mut lease = generations.queue.lease(ticket);
-            let written = generations.title(&mut lease, &owner, generation, &model, messages);
-            let outcome = match timeout(LIMIT, written).await.unwrap_or(Err(Dropped::Busy)) {
-                Ok(title) => match generations.store.entitle(&owner, session, &title).await {
-                    Ok(()) => "written",
-                    Err(error) => {
-                        tracing::debug!(%error, "title not stored");
-                        Dropped::Failed.outcome()
-                    }
-                },
+            let titled = timeout(LIMIT, generations.title(&turn, messages)).await;
+            count(match titled.unwrap_or(Err(Dropped::Busy)) {
+                Ok(()) => "written",
                 Err(dropped) => dropped.outcome(),
-            };
-            count(outcome);
+            });
         });
     }
 
-    async fn title(
-        &self,
-        lease: &mut Lease,
-        owner: &Owner,
-        generation: GenerationId,
-        model: &str,
-        messages: Vec<ChatMessage>,
-    ) -> Result<String, Dropped> {
+    async fn title(&self, turn: &Turn, messages: Vec<ChatMessage>) -> Result<(), Dropped> {
         if self.queue.has_waiting() {
             return Err(Dropped::Busy);
         }
+        // The session may have become a user's since the turn was accepted.
+        let owner = self.store.owner_of(turn).await?;
+        let generation = GenerationId::random();
+        let ticket = capacity::ticket(turn, &owner, &self.source_key);
+        let mut lease = self.queue.lease(Ticket { generation, has_text: false, ..ticket });
         let Ok(TicketStatus::Granted(grant)) = lease.join(false).await else {
             return Err(Dropped::Busy);
         };
         let host = HostId::new(&grant.host.0);
         let (title, tokens) = tokio::select! {
-            written = self.write_at(&host, model, messages) => written?,
+            written = self.write_at(&host, &turn.spec.model, messages) => written?,
             () = self.anything_waits() => return Err(Dropped::Busy),
             () = self.stop.cancelled() => return Err(Dropped::Busy),
         };
-        self.limits.count_tokens(owner, generation, tokens).await;
-        Some(plain(&title)).filter(|title| !title.is_empty()).ok_or(Dropped::Failed)
+        drop(lease);
+        self.limits.count_tokens(&owner, generation, tokens).await;
+        let title = plain(&title);
+        if title.is_empty() {
+            return Err(Dropped::Failed);
+        }
+        Ok(self.store.entitle(&owner, turn.session, &title).await?)
     }
 
     /// Returns what the model writes, and the tokens of it and its prompt.

@@ -135,7 +135,7 @@ async fn run_to_end(
         }
     }
     // Boxed, because a turn that waits would keep the room of its end.
-    Box::pin(finish(generations, turn, &feed, writer, writers, end, trace)).await
+    Box::pin(finish(generations, turn, writer, writers, end, trace)).await
 }
 
 /// Waits until the turn begins, after the earlier turns of its session.
@@ -258,8 +258,7 @@ async fn answer(
 /// Writes the end of the turn, and keeps it as a redo entry.
 async fn finish(
     generations: &Generations,
-    turn: &Turn,
-    feed: &Arc<Feed>,
+    turn: &Arc<Turn>,
     mut writer: Writer,
     writers: u32,
     end: TurnEnd,
@@ -330,7 +329,7 @@ async fn finish(
         count_end(turn, outcome, &header, &writer);
         tracing::info!(outcome, bytes = writer.text().len(), "turn ended");
         if is_first_answer(&header) {
-            generations.write_title(feed, turn, writer.text());
+            generations.write_title(turn, writer.text());
         }
         generations.keep(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
         Ok(())

@@ -633,6 +633,7 @@ impl Feed {
                         state.confirmed = true;
                         state.stays = true;
                         state.window = window;
+                        state.lost_ends = Vec::new();
                         Applied::Grown
                     };
                     state.forget_position();
@@ -690,7 +691,6 @@ impl Feed {
         state.confirmed = false;
         state.position_requested = None;
         state.newest = None;
-        state.lost_ends = Vec::new();
     }
 }
 
