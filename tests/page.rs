@@ -5,19 +5,23 @@
 mod support;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, ETAG, HeaderMap, IF_NONE_MATCH};
 use serde_json::{Value, json};
 use support::client::{get, http, until_ok};
+use support::eventually;
 use support::fleet::ready_replicas;
 use support::metrics::metrics;
 use support::nginx::Nginx;
-use support::process::{Process, jarvis, ollama_sim};
-use support::redis::RedisServer;
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::{RedisSentinels, RedisServer};
 use support::sdks::Driver;
 use support::tokens::{SECRET, token};
 use testkit::programs::find;
 use tokio::process::Command;
+use tokio::time::sleep;
 
 /// What a browser accepts.
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
@@ -26,6 +30,8 @@ const NOTICED: u64 = 3000;
 /// The longest pause between two frames while an answer streams, in milliseconds. On a quiet machine
 /// it is a tenth of this; other tests run beside this one.
 const LONGEST_FRAME: u64 = 1000;
+/// The time between two faults.
+const BETWEEN_FAULTS: Duration = Duration::from_secs(6);
 
 struct Fleet {
     replicas: Vec<Process>,
@@ -213,6 +219,64 @@ async fn twenty_killed_and_hanging_writers_cost_the_page_no_character() {
     assert!(noticed < NOTICED + 500, "{noticed}");
 }
 
+/// Kills the replicas in turn, and every third time the primary of Redis, until `is_over`. Returns how
+/// many replicas, and how many primaries, were killed.
+async fn break_things(
+    replicas: &[Process],
+    redis: &RedisSentinels,
+    is_over: impl Fn() -> bool,
+) -> (u32, u32) {
+    let (mut killed, mut failovers) = (0, 0);
+    for round in 1.. {
+        sleep(BETWEEN_FAULTS).await;
+        if is_over() {
+            break;
+        }
+        if round % 3 == 0 {
+            let is_primary = |server: &RedisServer| server.cli(&["ROLE"]).starts_with("master");
+            let servers = [&redis.primary, &redis.replica];
+            let [primary, other] =
+                if is_primary(servers[0]) { servers } else { [servers[1], servers[0]] };
+            primary.kill();
+            let promoted = eventually(LIMIT, async || is_primary(other)).await;
+            assert!(promoted, "no failover");
+            primary.restart();
+            failovers += 1;
+        } else {
+            let replica = &replicas[killed as usize % replicas.len()];
+            replica.kill();
+            sleep(Duration::from_secs(1)).await;
+            replica.restart().unwrap_or_else(|error| panic!("{error:#}"));
+            until_ok(replica, "/health/ready").await;
+            killed += 1;
+        }
+    }
+    (killed, failovers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes minutes; `make verify FILTER=page` runs it"]
+async fn five_pages_show_what_is_stored_while_replicas_are_killed_and_redis_fails_over() {
+    let redis = RedisSentinels::start();
+    let ollama = ollama_sim(&["--slots", "8"]);
+    let settings = [("JARVIS_OLLAMA_SLOTS", "8")];
+    let replicas = ready_replicas(3, &redis.url(), &ollama.url, &settings).await;
+    let nginx = Nginx::deployed(&replicas).await;
+    let mut driver = run("five.mjs", &format!("http://{}/", nginx.ours), &["120"]);
+    assert_eq!(driver.line().await, Some(json!({"begun": 5})));
+    let is_over = AtomicBool::new(false);
+    let pages = async {
+        let turns = driver.line_within(Duration::from_mins(5)).await.expect("the turns");
+        is_over.store(true, Ordering::SeqCst);
+        assert_eq!(driver.line().await, None);
+        turns
+    };
+    let faults = break_things(&replicas, &redis, || is_over.load(Ordering::SeqCst));
+    let (turns, (killed, failovers)) = tokio::join!(pages, faults);
+    println!("{turns} beside {killed} killed replicas and {failovers} failovers of Redis");
+    assert!(killed >= 6 && failovers >= 3, "{killed} {failovers}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_that_hangs_is_noticed_within_three_seconds_and_costs_no_character() {
     let fleet = fleet(&[]).await;
@@ -263,8 +327,13 @@ async fn a_question_that_is_sent_while_no_replica_answers_is_asked_once() {
 async fn a_user_who_signs_in_lists_finds_saves_and_takes_back_what_was_said() {
     let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
     let fleet = fleet(&settings).await;
-    passes(&fleet, "signed_in.mjs", &[&token("alice")], &["signed in", "search", "files", "list"])
-        .await;
+    passes(
+        &fleet,
+        "signed_in.mjs",
+        &[&token("alice")],
+        &["signed in", "elsewhere", "search", "files", "list"],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -134,7 +134,12 @@ impl Driver {
 
     /// Returns the next line; none where the program has ended well.
     pub async fn line(&mut self) -> Option<Value> {
-        let line = timeout(LINE_LIMIT, self.lines.next_line()).await.expect("a line in time");
+        self.line_within(LINE_LIMIT).await
+    }
+
+    /// Returns the next line of the program as [`Driver::line`] does, waiting for so long at most.
+    pub async fn line_within(&mut self, limit: Duration) -> Option<Value> {
+        let line = timeout(limit, self.lines.next_line()).await.expect("a line in time");
         if let Some(line) = line.expect("output") {
             return Some(serde_json::from_str(&line).expect("JSON"));
         }

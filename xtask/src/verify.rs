@@ -93,7 +93,7 @@ fn api_clients() -> anyhow::Result<Outcome> {
     Ok(Outcome { ok, text: names })
 }
 
-/// Kills and pauses writers while a browser shows their answers. It takes minutes.
+/// Kills and pauses writers, and fails Redis over, while a browser shows answers. It takes minutes.
 fn page() -> anyhow::Result<Outcome> {
     install::nginx()?;
     install::chromium()?;
@@ -101,7 +101,10 @@ fn page() -> anyhow::Result<Outcome> {
     let test =
         ["test", "--workspace", "--locked", "--test", "page", "--", "--ignored", "--nocapture"];
     let ok = run("cargo", test).env("PATH", search_path()).shown()? == 0;
-    Ok(Outcome { ok, text: "writers that are killed and hang under a browser".to_owned() })
+    Ok(Outcome {
+        ok,
+        text: "writers that are killed and hang under a browser, and failovers of Redis".to_owned(),
+    })
 }
 
 /// Runs other people's WebSocket clients against a replica, direct and through nginx. Each has to
