@@ -193,7 +193,12 @@ async fn sessions_add_no_series(sessions: usize) {
     };
     stream::iter(0..FIRST).for_each_concurrent(AT_ONCE, &ask).await;
     // The first round of the gauges that come once a second, or less often.
-    let complete = async || metrics(replica).await.contains("\njarvis_redis_memory_used_bytes ");
+    let complete = async || {
+        let text = metrics(replica).await;
+        ["redis_memory_used_bytes", "turns_per_slot"]
+            .iter()
+            .all(|name| text.contains(&format!("\njarvis_{name} ")))
+    };
     assert!(eventually(LIMIT, complete).await);
     let before = series(replica).await;
     stream::iter(0..sessions).for_each_concurrent(AT_ONCE, &ask).await;
