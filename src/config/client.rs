@@ -19,7 +19,7 @@ pub struct ClientSettings {
     #[arg(value_parser = sign_in::token)]
     pub token: Option<Secret>,
 
-    /// File with the token or API key of the caller, in place of the variable
+    /// File with the token or API key of the caller, instead of the variable
     #[arg(long, env = "JARVIS_TOKEN_FILE", value_name = "FILE")]
     #[arg(value_parser = of_file(sign_in::token))]
     pub token_file: Option<OfFile<Secret>>,

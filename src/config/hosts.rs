@@ -40,7 +40,7 @@ pub struct HostSettings {
     #[arg(default_value = "http://127.0.0.1:11434", value_parser = ollama_host)]
     pub ollama_urls: Vec<Option<OllamaHost>>,
 
-    /// File with the Ollama hosts, separated by commas or lines, in place of the variable
+    /// File with the Ollama hosts, separated by commas or lines, instead of the variable
     #[arg(long, env = "JARVIS_OLLAMA_URLS_FILE", value_name = "FILE")]
     #[arg(value_parser = of_file(ollama_hosts))]
     pub ollama_urls_file: Option<OfFile<Vec<OllamaHost>>>,
@@ -51,12 +51,12 @@ pub struct HostSettings {
     #[arg(value_parser = token)]
     pub ollama_token: Option<Secret>,
 
-    /// File with the token of the Ollama hosts, in place of the variable
+    /// File with the token of the Ollama hosts, instead of the variable
     #[arg(long, env = "JARVIS_OLLAMA_TOKEN_FILE", value_name = "FILE", value_parser = of_file(token))]
     pub ollama_token_file: Option<OfFile<Secret>>,
 
     /// File with the certificates (PEM) of the authorities that an Ollama host's certificate may be of,
-    /// in place of the system's
+    /// instead of the system's
     #[arg(long, env = "JARVIS_OLLAMA_CA_FILE", value_name = "FILE")]
     #[arg(value_parser = of_file(Authorities::parse))]
     pub ollama_ca_file: Option<OfFile<Authorities>>,

@@ -50,7 +50,7 @@ pub struct HttpSettings {
     #[arg(value_parser = compared_token)]
     pub source_key: Option<Secret>,
 
-    /// File with that key, in place of the variable
+    /// File with that key, instead of the variable
     #[arg(long, env = "JARVIS_SOURCE_KEY_FILE", value_name = "FILE")]
     #[arg(value_parser = of_file(compared_token))]
     pub source_key_file: Option<OfFile<Secret>>,
@@ -73,7 +73,7 @@ pub struct HttpSettings {
     #[arg(value_parser = compared_token)]
     pub metrics_token: Option<Secret>,
 
-    /// File with the token that /metrics needs, in place of the variable
+    /// File with the token that /metrics needs, instead of the variable
     #[arg(long, env = "JARVIS_METRICS_TOKEN_FILE", value_name = "FILE")]
     #[arg(value_parser = of_file(compared_token))]
     pub metrics_token_file: Option<OfFile<Secret>>,

@@ -19,7 +19,7 @@ pub struct RedisSettings {
     #[arg(default_value = "redis://127.0.0.1:6379")]
     pub redis_url: String,
 
-    /// File with the URL of Redis, in place of the variable
+    /// File with the URL of Redis, instead of the variable
     #[arg(long, env = "JARVIS_REDIS_URL_FILE", value_name = "FILE", value_parser = of_file(redis_url))]
     pub redis_url_file: Option<OfFile<String>>,
 

@@ -71,7 +71,7 @@ pub struct SignInSettings {
     #[arg(value_parser = jwks_url)]
     pub jwks_url: Option<Url>,
 
-    /// File with the address of the key set, in place of the variable
+    /// File with the address of the key set, instead of the variable
     #[arg(long, env = "JARVIS_JWKS_URL_FILE", value_name = "FILE", value_parser = of_file(jwks_url))]
     pub jwks_url_file: Option<OfFile<Url>>,
 
@@ -97,7 +97,7 @@ pub struct SecretSettings {
     #[arg(value_parser = secret)]
     pub jwt_secret: Option<Secret>,
 
-    /// File with the secret of HS256 tokens, in place of the variable
+    /// File with the secret of HS256 tokens, instead of the variable
     #[arg(long, env = "JARVIS_JWT_SECRET_FILE", value_name = "FILE", value_parser = of_file(secret))]
     pub jwt_secret_file: Option<OfFile<Secret>>,
 }

@@ -40,7 +40,7 @@ pub struct TelemetrySettings {
     #[arg(long, env = "JARVIS_OTLP_URL", hide_env_values = true, value_name = "URL", value_parser = http_url)]
     pub otlp_url: Option<Url>,
 
-    /// File with the URL of the collector, in place of the variable
+    /// File with the URL of the collector, instead of the variable
     #[arg(long, env = "JARVIS_OTLP_URL_FILE", value_name = "FILE", value_parser = of_file(http_url))]
     pub otlp_url_file: Option<OfFile<Url>>,
 
