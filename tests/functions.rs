@@ -22,9 +22,9 @@ use jarvis::redis::{Conditions, Redis, RedisError, migrations};
 use jarvis::session::image::RequestImages;
 use jarvis::session::model::User;
 use jarvis::session::store::{
-    Acceptance, Cancellation, ClaimAttempt, Clearing, IdempotencyKey, ImportedSession, NewTurn,
-    OpenTurn, Proposal, ReadFrom, Selection, SessionChange, SessionLimits, TakenBack, Transfer,
-    bucket, message,
+    Acceptance, Cancellation, ClaimAttempt, Clearing, IdempotencyKey, ImportedSession,
+    NewConversation, NewTurn, OpenTurn, Proposal, ReadFrom, Selection, SessionChange,
+    SessionLimits, TakenBack, Transfer, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, CreatedKey};
@@ -93,7 +93,13 @@ async fn every_call_of_a_session(redis: &Redis) {
     store.describe(&owner, session).await.expect("Redis");
     store.page(&owner, session, 0, 5).await.expect("Redis");
     store.find_message(&owner, session, uuid::Uuid::new_v4()).await.expect("Redis");
+    store.conversation(&owner, session).await.expect("Redis");
     let first = store.page(&owner, session, 0, 1).await.expect("Redis").messages[0].id;
+    let generation = GenerationId::of_question(first);
+    let question = store.question(&owner, session, generation).await.expect("Redis");
+    assert_eq!(question.map(|question| question.id), Some(first));
+    assert!(store.hide_request(&owner, session, generation).await.expect("Redis"));
+    assert_eq!(store.question(&owner, session, generation).await.expect("Redis"), None);
     store.select(&mut Selection::new(&owner, session, first)).await.expect("Redis");
     store.read(&owner, session, ReadFrom::RunningTurn).await.expect("Redis");
     let proposal = Proposal::new(&owner, session, &keyed_turn(None));
@@ -133,6 +139,16 @@ async fn every_call_of_a_user(store: &Store, budget: &Budget) {
     budget.delete_all(&owner, "deletion").await.expect("Redis");
     budget.delete_next("deletion", &[session], 1).await.expect("Redis");
     budget.abandoned_deletions().await.expect("Redis");
+    let conversation = NewConversation {
+        session: SessionId::random(),
+        model: "m".to_owned(),
+        metadata: "{}".to_owned(),
+        created_at: Utc::now(),
+        messages: Vec::new(),
+    };
+    store.create_conversation(&owner, &conversation).await.expect("Redis");
+    let added = [message(Role::System, Utc::now())];
+    store.add_messages(&owner, conversation.session, &added).await.expect("Redis");
     let imported = ImportedSession {
         session: SessionId::random(),
         title: "t".to_owned(),

@@ -102,7 +102,10 @@ async fn operations(replica: &Process) -> Vec<Operation> {
     for (path, methods) in document["paths"].as_object().expect("paths") {
         for (method, operation) in methods.as_object().expect("methods") {
             let session = uuid::Uuid::new_v4().to_string();
-            let response = format!("resp_{}", session.replace('-', ""));
+            let digits = session.replace('-', "");
+            let response = format!("resp_{digits}");
+            let path = path.replace("{conversation_id}", &format!("conv_{digits}"));
+            let path = path.replace("{item_id}", &format!("msg_{digits}"));
             let asked = path.replace("{session_id}", &session).replace("{model}", "tinyllama");
             operations.push(Operation {
                 method: method.to_uppercase(),

@@ -436,6 +436,62 @@ async fn another_s_response_costs_the_same_calls_and_bytes_as_one_that_never_was
 }
 
 #[tokio::test]
+async fn another_s_conversation_costs_the_same_calls_and_bytes_as_one_that_never_was() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 1, "500").await;
+    let empty = json!({});
+    let created = ask(&fleet.replicas[0], Method::POST, "/v1/conversations", &empty, "alice").await;
+    assert_eq!(created.status, 200, "{}", created.body);
+    let conversation = created.body["id"].as_str().expect("an id").to_owned();
+    let input = json!({"model": MODEL, "input": "[[tokens=3]] hi", "conversation": conversation});
+    let response = ask(&fleet.replicas[0], Method::POST, "/v1/responses", &input, "alice").await;
+    assert_eq!(response.status, 200, "{}", response.body);
+    let response = response.body["id"].as_str().expect("an id").to_owned();
+    let alices: Uuid = conversation.trim_start_matches("conv_").parse().expect("a UUID");
+    let (alices, never) = (alices.to_string(), id());
+    let turn = response[response.len() - 32..].to_owned();
+    until_metric_line(&fleet.replicas[0], "jarvis_turns_open 0").await;
+    let none = Value::Null;
+    let metadata = json!({"metadata": {"a": "b"}});
+    let items = json!({"items": [{"role": "user", "content": "hi"}]});
+    let next = json!({"model": MODEL, "input": "hi", "conversation": "conv_DIGITS"});
+    let mut streamed = next.clone();
+    streamed["stream"] = json!(true);
+    let of_conversation = |rest: &str| format!("/v1/conversations/conv_DIGITS{rest}");
+    let of_response = |rest: &str| format!("/v1/responses/resp_DIGITS{turn}{rest}");
+    for (method, path, body) in [
+        (Method::GET, of_conversation(""), &none),
+        (Method::POST, of_conversation(""), &metadata),
+        (Method::DELETE, of_conversation(""), &none),
+        (Method::GET, of_conversation("/items"), &none),
+        (Method::GET, of_conversation("/items?order=asc&limit=1"), &none),
+        (Method::POST, of_conversation("/items"), &items),
+        (Method::GET, of_conversation("/items/msg_DIGITS"), &none),
+        (Method::POST, "/v1/responses".to_owned(), &next),
+        (Method::POST, "/v1/responses".to_owned(), &streamed),
+        (Method::GET, of_response(""), &none),
+        (Method::GET, of_response("?stream=true&starting_after=1"), &none),
+        (Method::GET, of_response("/input_items"), &none),
+        (Method::POST, of_response("/cancel"), &none),
+        (Method::DELETE, of_response(""), &none),
+    ] {
+        for user in ["bob", ""] {
+            let request = (&method, path.as_str(), body);
+            let what = format!("{method} {path} {user:?}");
+            let seen = costs_the_same(&what, [&alices, &never], async |session| {
+                seen_by(&fleet, &redis, request, session, user).await
+            });
+            let (seen, _, _, calls) = seen.await;
+            assert_eq!(seen, 404, "{what}");
+            assert!(!calls.is_empty(), "{what}");
+        }
+    }
+    let path = format!("/v1/responses/{response}");
+    let mine = ask(&fleet.replicas[0], Method::GET, &path, &none, "alice").await;
+    assert_eq!((mine.status, &mine.body["status"]), (200, &json!("completed")));
+}
+
+#[tokio::test]
 async fn a_turn_that_waits_while_its_session_is_claimed_waits_as_its_user_s() {
     let redis = RedisServer::start();
     let mut fleet = Fleet::on(&redis.url(), 0, "30").await;

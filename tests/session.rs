@@ -16,10 +16,10 @@ use jarvis::redis::functions::LIBRARIES;
 use jarvis::session::Image;
 use jarvis::session::image::{RequestImages, to_base64};
 use jarvis::session::store::{
-    Acceptance, Attached, Begin, CancelReply, Cancellation, Claim, ClaimAttempt, Clearing, Evicted,
-    Found, IdempotencyKey, NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, Selection,
-    SessionChange, SessionLimits, TakenBack, Transfer, Turn, Written, bucket, channel, message,
-    open_turns,
+    Acceptance, Attached, BROUGHT_BYTES, Begin, CancelReply, Cancellation, Claim, ClaimAttempt,
+    Clearing, Evicted, Found, IdempotencyKey, NewConversation, NewTurn, Proposal, ReadFrom,
+    ReadOutcome, Restored, Selection, SessionChange, SessionLimits, TakenBack, Transfer, Turn,
+    Written, bucket, channel, message, open_turns,
 };
 use jarvis::session::{
     Anchor, Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role,
@@ -1230,6 +1230,50 @@ async fn a_session_of_150_000_messages_takes_no_other_turn() {
     assert!(matches!(replica.store.accept(&another).await, Err(StoreError::Full)));
 }
 
+/// Calls the functions of conversations that clients create, with as much as each takes.
+async fn conversation_calls(replica: &Replica, session: SessionId) {
+    let (owner, store, now) = (Owner::Anonymous, &replica.store, Utc::now());
+    let added = || {
+        let content = "x".repeat(24 << 10);
+        Message { content, is_added: true, ..message(Role::User, now) }
+    };
+    let new = NewConversation {
+        session: SessionId::random(),
+        model: MODEL.to_owned(),
+        metadata: format!("{{\"x\":\"{}\"}}", "x".repeat(55 << 10)),
+        created_at: now,
+        messages: (0..20).map(|_| added()).collect(),
+    };
+    store.create_conversation(&owner, &new).await.unwrap();
+    let more: Vec<Message> = (0..20).map(|_| added()).collect();
+    store.add_messages(&owner, session, &more).await.unwrap();
+    // A repeat adds nothing.
+    store.add_messages(&owner, session, &more).await.unwrap();
+    let newest = store.newest(&owner, session, 1, 1).await.unwrap().messages;
+    assert_eq!(newest[0].id, more[19].id);
+    let metadata = SessionChange { metadata: Some(&new.metadata), ..SessionChange::default() };
+    store.update(&owner, session, metadata).await.unwrap();
+    assert_eq!(store.conversation(&owner, session).await.unwrap().metadata, new.metadata);
+    let request = Some("x".repeat(400 << 10));
+    let question = Box::new(Message { request, ..message(Role::User, now) });
+    let attached = Attached { question: Some(question), images: Vec::new() };
+    let turn = NewTurn { attached, ..new_turn(MODEL, &"x".repeat(238 << 10)) };
+    let size = turn.stored_size().question;
+    assert!((BROUGHT_BYTES - 4096..=BROUGHT_BYTES).contains(&size), "{size}");
+    let proposal = Proposal::new(&owner, session, &turn);
+    let Acceptance::New { turn, .. } = store.accept(&proposal).await.unwrap() else {
+        panic!("not accepted")
+    };
+    let question = store.question(&owner, session, turn.generation).await.unwrap();
+    assert!(question.is_some_and(|question| question.request.is_some()));
+    let busy = store.add_messages(&owner, session, &[added()]).await;
+    assert!(matches!(busy, Err(StoreError::TurnRuns(_))), "{busy:?}");
+    replica.answer(&turn, &["a"]).await;
+    assert_eq!(replica.finish(&turn, 1).await, Written::Ok);
+    assert!(store.hide_request(&owner, session, turn.generation).await.unwrap());
+    assert_eq!(store.question(&owner, session, turn.generation).await.unwrap(), None);
+}
+
 /// Calls the functions that reads and whole turns do not: those of a turn that another replica takes
 /// over, of the budgets, of titles, and of a user that claims the session. Returns the user.
 async fn other_calls(replica: &Replica, other: &Replica, session: SessionId) -> Owner {
@@ -1388,6 +1432,7 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_in_a_session_of_64_mi
         let data = store.image(&owner, session, &images[0].reference).await.unwrap();
         assert_eq!(data.map(|data| data.len()), Some(4 << 20));
         store.drop_images(&owner, session, &images).await.unwrap();
+        conversation_calls(&replica, session).await;
         let user = other_calls(&replica, &other, session).await;
         store.clear(&mut Clearing::new(&user, session, true)).await.unwrap();
         assert_eq!(store.evict(&owner, evicted).await.unwrap(), Evicted::Removed);

@@ -192,7 +192,10 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
         for method in methods.as_object().expect("methods").keys() {
             let method = method.to_uppercase().parse().expect("a method");
             let path = path.replace("{session_id}", session).replace("{model}", "tinyllama");
-            let path = path.replace("{response_id}", &format!("resp_{}", session.replace('-', "")));
+            let digits = session.replace('-', "");
+            let path = path.replace("{response_id}", &format!("resp_{digits}"));
+            let path = path.replace("{conversation_id}", &format!("conv_{digits}"));
+            let path = path.replace("{item_id}", &format!("msg_{digits}"));
             routes.push((method, path));
         }
     }
@@ -214,7 +217,11 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
         routes.push((method.parse().expect("a method"), path.to_owned()));
     }
     let body = |method: &Method, path: &str| match path.trim_end_matches('/') {
-        path if path.ends_with("/cancel") => json!({}),
+        path if path.ends_with("/cancel") || path == "/v1/conversations" => json!({}),
+        path if path.starts_with("/v1/conversations/") && path.ends_with("/items") => {
+            json!({"items": [{"role": "user", "content": "hi"}]})
+        }
+        path if path.starts_with("/v1/conversations/") => json!({"metadata": {}}),
         path if ["/regenerate", "/edit", "/branch"].iter().any(|end| path.ends_with(end)) => {
             json!({"message_id": session, "message": "hi"})
         }
@@ -249,6 +256,7 @@ fn as_a_stranger(path: &str, token: &str) -> (u16, &'static str) {
             (400, "missing_required_parameter")
         }
         path if path.starts_with("/v1/responses/") => (404, "response_not_found"),
+        path if path.starts_with("/v1/conversations/") => (404, "conversation_not_found"),
         "/api/show" | "/api/chat" | "/api/generate" | "/api/embed" | "/api/embeddings" => {
             (400, "an error")
         }

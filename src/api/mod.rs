@@ -74,6 +74,14 @@ pub fn router(shared: &Shared) -> Router {
         .routes(routes!(openai::responses::stored::retrieve, openai::responses::stored::delete))
         .routes(routes!(openai::responses::stored::cancel))
         .routes(routes!(openai::responses::stored::input_items))
+        .routes(routes!(openai::conversations::object::create))
+        .routes(routes!(
+            openai::conversations::object::retrieve,
+            openai::conversations::object::update,
+            openai::conversations::object::delete
+        ))
+        .routes(routes!(openai::conversations::items::list, openai::conversations::items::create))
+        .routes(routes!(openai::conversations::items::retrieve))
         .routes(routes!(ollama::models::version))
         .routes(routes!(ollama::models::tags))
         .routes(routes!(ollama::models::ps))

@@ -7,7 +7,7 @@ use chrono::Utc;
 use crate::session::store::{self, ReadFrom, ReadOutcome};
 use crate::session::{
     Control, Cursor, Event, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status,
-    Store, StoreError,
+    Store, StoreError, Window,
 };
 
 /// More bytes than any answer has.
@@ -104,20 +104,47 @@ pub(super) async fn restarts(
     loop {
         // The log without the text.
         let read = store.read(owner, session, ReadFrom::Cursor(cursor, HAS_ALL_TEXT)).await?;
-        let ReadOutcome::Window { window, more } = read else { return Ok(restarts) };
-        for event in window.events().filter(|event| event.number <= until) {
-            if let Control::Claimed { restarts: by_then, .. } = event.control
-                && event.generation == Some(generation)
-            {
-                restarts = restarts.max(by_then);
-            }
-        }
+        let ReadOutcome::Window { window, more } = read else {
+            return restarts_without_log(store, owner, session, generation, until).await;
+        };
+        restarts = restarts.max(claimed_restarts(&window, generation, until));
         let (number, tag) = window.tip();
         if !more || number == cursor.events || number >= until {
             return Ok(restarts);
         }
         (cursor.events, cursor.tag) = (number, tag);
     }
+}
+
+/// Returns the same where the session has had so many turns that the log does not begin with its first one
+/// any more: from the running turn, or from the stored answer.
+async fn restarts_without_log(
+    store: &Store,
+    owner: &Owner,
+    session: SessionId,
+    generation: GenerationId,
+    until: u64,
+) -> Result<u32, StoreError> {
+    if let ReadOutcome::Window { window, .. } =
+        store.read(owner, session, ReadFrom::RunningTurn).await?
+        && window.running() == Some(generation)
+    {
+        return Ok(claimed_restarts(&window, generation, until));
+    }
+    let answer = stored_answer(store, owner, session, generation).await?;
+    Ok(answer.map_or(0, |answer| answer.restarts()))
+}
+
+/// Returns how often the answer of a generation had begun anew by this control event, as the claims in a
+/// window show it.
+fn claimed_restarts(window: &Window, generation: GenerationId, until: u64) -> u32 {
+    let events = window.events().filter(|event| event.number <= until);
+    let claims = events.filter(|event| event.generation == Some(generation));
+    let restarts = claims.filter_map(|event| match event.control {
+        Control::Claimed { restarts, .. } => Some(restarts),
+        _ => None,
+    });
+    restarts.max().unwrap_or_default()
 }
 
 /// Looks for the end of a generation after a cursor.

@@ -20,7 +20,7 @@ use crate::session::{ImageRef, Message, Owner, Role, SessionInfo, Store, StoreEr
 
 use super::failures::failure;
 use budget::{HEADER_BYTES, PromptSize, first_turn, image_share, sizes_from, token_room};
-use past_turns::{PastTurn, Turns, first_of_prompt};
+use past_turns::{PastTurn, Turns, first_of_prompt, with_those_before};
 use tokens::{BYTES_PER_TOKEN, TokenEstimate, least_tokens, text_bytes};
 
 /// Messages that are read, from the newest back, at most.
@@ -157,6 +157,8 @@ impl Conversation {
             .system
             .as_ref()
             .map(|content| ChatMessage::text(ChatRole::System, content.clone()));
+        // A conversation that came with the turn is sent as it is.
+        let sent = if self.is_of_turn { sent } else { with_those_before(&sent) };
         let images = system.iter().map(|_| Vec::new());
         let images = images.chain(sent.iter().map(|message| message.images.clone())).collect();
         let request = ModelRequest {

@@ -9,6 +9,7 @@ mod calls;
 mod capacity;
 mod context;
 mod continuation;
+mod conversations;
 mod copies;
 mod deletion;
 mod embedding;

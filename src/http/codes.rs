@@ -41,6 +41,11 @@ pub const CODES: &[ErrorCode] = &[
     ),
     code("body_unreadable", 400, "the body broke off"),
     code("context_too_long", 413, "the question does not fit the model's context window"),
+    code(
+        "conversation_not_found",
+        404,
+        "the caller has no such conversation, or it is no longer kept",
+    ),
     code("draining", 503, "this replica is being replaced: send the request again"),
     code("encoding_not_supported", 415, "the body is compressed: send it as it is"),
     code("format_unsupported", 422, "the model hosts cannot follow the JSON schema: send another"),

@@ -69,9 +69,9 @@ pub const LIBRARIES: &[Library] = &[
         "session",
         include: ["text", "session", "images", "events", "branches", "messages", "turns", "transfer"],
         commands: [
-            "accept", "append", "begin", "cancel", "claim", "clear", "describe", "drop_images", "evict",
-            "finish", "image", "import_commit", "import_messages", "listeners", "measure", "message", "messages",
-            "note_continued", "open_turn", "open_turns", "put_image", "read", "restore", "rewind", "select", "start",
+            "accept", "add_messages", "append", "begin", "cancel", "claim", "clear", "conversation", "describe", "drop_images", "evict",
+            "finish", "hide_request", "image", "import_commit", "import_messages", "listeners", "measure", "message", "messages",
+            "note_continued", "open_turn", "open_turns", "put_image", "question", "read", "restore", "rewind", "select", "start",
             "transfer", "update", "upstream_closed"
         ]
     ),

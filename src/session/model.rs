@@ -79,7 +79,7 @@ impl SessionId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Instructions; only in a conversation that a turn brings with it.
+    /// Instructions; only in what a request brings with it, and among added messages.
     System,
     /// The user.
     User,
@@ -297,6 +297,23 @@ pub struct Message {
     #[serde(skip)]
     #[schema(ignore)]
     pub request: Option<String>,
+    /// The messages that the same request brought before this one, oldest first: the model gets them
+    /// before it. Only on a message that begins a turn.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    #[schema(no_recursion)]
+    pub before: Vec<Message>,
+    /// Whether a client added the message outside of a turn: the model gets it with the turn that
+    /// follows.
+    #[serde(rename = "added", skip_serializing_if = "std::ops::Not::not", default)]
+    pub is_added: bool,
+}
+
+impl Message {
+    /// Returns how often an answer began anew.
+    pub fn restarts(&self) -> u32 {
+        let restarts = self.continued.iter().filter(|it| it.how == ContinuedHow::Restarted);
+        u32::try_from(restarts.count()).unwrap_or(u32::MAX)
+    }
 }
 
 /// Whether a model that can reason does so before it answers.

@@ -60,6 +60,13 @@ struct Header {
     /// The request as its front shows it again.
     #[serde(rename = "q", skip_serializing_if = "Option::is_none", default)]
     request: Option<String>,
+    /// Whether it was added outside of a turn.
+    #[serde(rename = "d", skip_serializing_if = "std::ops::Not::not", default)]
+    is_added: bool,
+    /// The messages that came before it with the same request, each with its text. Their images are also
+    /// the last ones of this message, where the functions find them.
+    #[serde(rename = "b", skip_serializing_if = "Vec::is_empty", default)]
+    before: Vec<(Self, String)>,
 }
 
 /// The generation that made an answer.
@@ -105,6 +112,17 @@ pub fn replace_id(entry: &mut String, id: Uuid) -> bool {
 
 /// Returns the header of a message as it is stored.
 pub fn header(message: &Message) -> String {
+    // This cannot fail: the types have no maps with keys other than text.
+    serde_json::to_string(&to_header(message)).unwrap_or_default()
+}
+
+/// Returns the bytes that messages take in the header of the one that they come before.
+pub fn size_before(before: &[Message]) -> usize {
+    let parts = |message: &Message| (to_header(message), message.content.clone());
+    before.iter().map(|message| json_size(&parts(message)) + 1).sum()
+}
+
+fn to_header(message: &Message) -> Header {
     let generation = message.generation_id.map(|generation| {
         if generation.0 == message.id {
             OfGeneration::Same(1)
@@ -112,7 +130,8 @@ pub fn header(message: &Message) -> String {
             OfGeneration::Other(generation)
         }
     });
-    let header = Header {
+    let of_before = message.before.iter().flat_map(|before| &before.images);
+    Header {
         id: message.id,
         role: message.role,
         timestamp: message.timestamp,
@@ -135,20 +154,35 @@ pub fn header(message: &Message) -> String {
             .cloned()
             .map(|ToolCall { id, name, arguments }| (id, name, arguments))
             .collect(),
-        images: message.images.iter().cloned().map(StoredImage).collect(),
+        images: message.images.iter().chain(of_before).cloned().map(StoredImage).collect(),
         result_of: (message.tool_call_id.is_some() || message.tool_name.is_some())
             .then(|| (message.tool_call_id.clone(), message.tool_name.clone())),
         request: message.request.clone(),
-    };
-    // This cannot fail: the types have no maps with keys other than text.
-    serde_json::to_string(&header).unwrap_or_default()
+        is_added: message.is_added,
+        before: message.before.iter().map(|it| (to_header(it), it.content.clone())).collect(),
+    }
+}
+
+/// Returns what stands before the content of a message without reasoning, as it is stored.
+pub fn before_content(message: &Message) -> &'static str {
+    match message.role {
+        Role::Assistant => Shape::Plain.before_answer("", &message.content),
+        Role::System | Role::User | Role::Tool => "",
+    }
 }
 
 /// Parses the header of a stored message; none where this version does not write such a header.
 pub fn parse_header(header: &str) -> Option<Message> {
-    let header: Header = serde_json::from_str(header).ok()?;
+    serde_json::from_str(header).ok().map(of_header)
+}
+
+fn of_header(header: Header) -> Message {
     let (tool_call_id, tool_name) = header.result_of.unwrap_or_default();
-    Some(Message {
+    let with_text = |(header, content): (Header, String)| Message { content, ..of_header(header) };
+    let before: Vec<Message> = header.before.into_iter().map(with_text).collect();
+    let of_before: usize = before.iter().map(|message| message.images.len()).sum();
+    let own_images = header.images.len().saturating_sub(of_before);
+    Message {
         id: header.id,
         parent_id: None,
         siblings: None,
@@ -178,11 +212,18 @@ pub fn parse_header(header: &str) -> Option<Message> {
             .into_iter()
             .map(|(id, name, arguments)| ToolCall { id, name, arguments })
             .collect(),
-        images: header.images.into_iter().map(|StoredImage(image)| image).collect(),
+        images: header
+            .images
+            .into_iter()
+            .take(own_images)
+            .map(|StoredImage(image)| image)
+            .collect(),
         tool_call_id,
         tool_name,
         request: header.request,
-    })
+        before,
+        is_added: header.is_added,
+    }
 }
 
 /// Parses a stored message: its header, a line break, and its text, which begins with the reasoning
@@ -265,8 +306,23 @@ mod tests {
             request: Some("{\"created\": 1,\n\"text\": \"\\\"\"}".to_owned()),
             ..message(Role::Tool, time)
         };
-        for written in [question, answer, failed, result] {
+        let earlier = Message { content: "\"two\"\nlines".to_owned(), ..question.clone() };
+        let added = Message { is_added: true, ..message(Role::System, time) };
+        let last =
+            Message { before: vec![earlier, result.clone()], request: None, ..question.clone() };
+        for written in [question, answer, failed, result, added, last] {
             assert_eq!(parse_header(&header(&written)), Some(written));
         }
+    }
+
+    #[test]
+    fn the_images_of_the_messages_before_another_stand_where_the_functions_find_them() {
+        let image = ImageRef { digest: "0a".repeat(32), bytes: 7, media_type: ImageFormat::Png };
+        let now = "2026-11-26T10:00:00.123456Z".parse().expect("a time");
+        let earlier = Message { images: vec![image], ..message(Role::User, now) };
+        let question = Message { before: vec![earlier], ..message(Role::User, now) };
+        let stored = header(&question);
+        assert!(stored.find("\"p\":[").is_some_and(|at| at < 256), "{stored}");
+        assert_eq!(parse_header(&stored), Some(question));
     }
 }

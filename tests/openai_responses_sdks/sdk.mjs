@@ -101,6 +101,41 @@ async function conversation(url) {
   assert.ok(carried.output_text);
 }
 
+async function conversations(url) {
+  const [here, there] = [client(url), other(url)];
+  const created = await here.conversations.create({
+    metadata: { topic: "demo" }, items: [{ type: "message", role: "user", content: "Hello!" }],
+  });
+  assert.deepEqual(await there.conversations.retrieve(created.id), created);
+  const changed = await there.conversations.update(created.id, { metadata: { topic: "more" } });
+  assert.deepEqual(changed.metadata, { topic: "more" });
+  const first = await here.responses.create({
+    model: MODEL, input: "[[tokens=5]] one", conversation: created.id,
+  });
+  assert.deepEqual(first.conversation, { id: created.id });
+  const events = await all(await there.responses.create({
+    model: MODEL, input: "[[tokens=40 rate=200]] two", conversation: { id: created.id }, stream: true,
+  }));
+  const second = events.at(-1).response;
+  assert.equal(deltas(events), second.output[0].content[0].text);
+  const rest = await all(await here.responses.retrieve(second.id, { stream: true, starting_after: 3 }));
+  assert.deepEqual(rest, events.slice(4));
+  assert.deepEqual((await there.responses.retrieve(first.id)).output, first.output);
+  await there.conversations.items.create(created.id, { items: [{ role: "user", content: "by the way" }] });
+  const items = [];
+  for await (const item of there.conversations.items.list(created.id, { order: "asc", limit: 2 })) {
+    items.push(item);
+  }
+  assert.deepEqual(items.map((item) => item.content[0].text), ["Hello!", "[[tokens=5]] one",
+    first.output_text, "[[tokens=40 rate=200]] two", deltas(events), "by the way"]);
+  const again = await here.conversations.items.retrieve(items[2].id, { conversation_id: created.id });
+  assert.deepEqual(again, items[2]);
+  const deleted = await there.conversations.delete(created.id);
+  assert.deepEqual([deleted.object, deleted.deleted], ["conversation.deleted", true]);
+  await assert.rejects(here.responses.retrieve(second.id), OpenAI.NotFoundError);
+  await assert.rejects(here.conversations.retrieve(created.id), OpenAI.NotFoundError);
+}
+
 async function json_schema(url) {
   const schema = {
     type: "object", properties: { name: { type: "string" }, people: { type: "integer" } },
@@ -132,7 +167,7 @@ async function tools(url) {
 async function errors(url) {
   for (const [changed, kind, code] of [
     [{ model: "no" }, OpenAI.NotFoundError, "model_not_found"],
-    [{ conversation: "c" }, OpenAI.BadRequestError, "unsupported_parameter"],
+    [{ conversation: "c" }, OpenAI.BadRequestError, "invalid_value"],
   ]) {
     for (const stream of [false, true]) {
       const asked = client(url).responses.create({ model: MODEL, input: "hi", ...changed, stream });
@@ -143,8 +178,8 @@ async function errors(url) {
   }
 }
 
-for (const check of [whole, streamed, helper, background, cancel_and_delete, conversation, json_schema,
-  tools, errors]) {
+for (const check of [whole, streamed, helper, background, cancel_and_delete, conversation, conversations,
+  json_schema, tools, errors]) {
   for (const url of urls) await check(url);
   console.log(JSON.stringify({ check: check.name }));
 }

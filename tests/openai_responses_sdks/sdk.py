@@ -137,6 +137,72 @@ def conversation(url: str) -> None:
     assert client(url).responses.create(model=MODEL, input=messages).output_text
 
 
+def conversations(url: str) -> None:
+    here, there = client(url), other(url)
+    created = here.conversations.create(
+        metadata={"topic": "demo"}, items=[{"type": "message", "role": "user", "content": "Hello!"}])
+    assert created.object == "conversation" and created.metadata == {"topic": "demo"}, created
+    assert there.conversations.retrieve(created.id).to_dict() == created.to_dict()
+    changed = there.conversations.update(created.id, metadata={"topic": "more"})
+    assert changed.metadata == {"topic": "more"}
+    first = here.responses.create(model=MODEL, input="[[tokens=5]] one", conversation=created.id)
+    assert first.output_text and first.conversation and first.conversation.id == created.id
+    events = list(there.responses.create(
+        model=MODEL, input="[[tokens=40 rate=200]] two", conversation={"id": created.id}, stream=True))
+    second = events[-1].response
+    assert second.status == "completed", second
+    rest = list(here.responses.retrieve(second.id, stream=True, starting_after=3))
+    assert [event.to_dict() for event in rest] == [event.to_dict() for event in events[4:]]
+    assert there.responses.retrieve(first.id).to_dict() == first.to_dict()
+    background = here.responses.create(
+        model=MODEL, input="[[tokens=5]] three", conversation=created.id, background=True)
+    assert ended(there, background.id).status == "completed"
+    added = there.conversations.items.create(
+        created.id, items=[{"role": "user", "content": "by the way"}])
+    assert len(added.data) == 1 and added.data[0].type == "message", added
+    items = list(there.conversations.items.list(created.id, order="asc", limit=3))
+    texts = [item.content[0].text for item in items]
+    assert texts[:2] == ["Hello!", "[[tokens=5]] one"] and texts[2] == first.output_text, texts
+    assert len(items) == 8 and texts[-1] == "by the way", texts
+    assert [item.id for item in here.conversations.items.list(created.id)] == [
+        item.id for item in reversed(items)]
+    again = here.conversations.items.retrieve(items[2].id, conversation_id=created.id)
+    assert again.to_dict() == items[2].to_dict()
+    here.responses.delete(first.id)
+    for gone in [lambda: there.responses.retrieve(first.id),
+                 lambda: there.conversations.retrieve("conv_" + "1" * 32)]:
+        try:
+            gone()
+        except openai.NotFoundError:
+            continue
+        raise AssertionError("not a 404")
+    deleted = there.conversations.delete(created.id)
+    assert deleted.deleted and deleted.object == "conversation.deleted", deleted
+    try:
+        here.responses.create(model=MODEL, input="x", conversation=created.id)
+    except openai.NotFoundError as error:
+        assert error.code == "conversation_not_found", repr(error)
+        return
+    raise AssertionError("not deleted")
+
+
+def tools_in_conversation(url: str) -> None:
+    tool: Any = {"type": "function", "name": "weather", "strict": False,
+                 "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    id = client(url).conversations.create().id
+    reply = client(url).responses.create(
+        model=MODEL, tools=[tool], input="[[call=weather]] and [[call=weather]]", conversation=id)
+    outputs: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+                    for call in reply.output if call.type == "function_call"]
+    assert len(outputs) == 2, reply
+    answered = other(url).responses.create(
+        model=MODEL, tools=[tool], input=outputs, conversation=id)
+    assert answered.output_text
+    kinds = [item.type for item in client(url).conversations.items.list(id, order="asc")]
+    assert kinds == ["message", "function_call", "function_call", "function_call_output",
+                     "function_call_output", "message"], kinds
+
+
 class City(BaseModel):
     name: str
     people: int
@@ -193,7 +259,7 @@ def strict_tools(url: str) -> None:
 def errors(url: str) -> None:
     for changed, kind, code, param in [
         ({"model": "no"}, openai.NotFoundError, "model_not_found", "model"),
-        ({"conversation": "c"}, openai.BadRequestError, "unsupported_parameter", "conversation"),
+        ({"conversation": "c"}, openai.BadRequestError, "invalid_value", "conversation"),
         ({"previous_response_id": "resp_0"}, openai.BadRequestError,
          "previous_response_not_found", "previous_response_id"),
         ({"input": "a b c d " * 3_000}, openai.BadRequestError, "context_length_exceeded", "input"),
@@ -210,7 +276,7 @@ def errors(url: str) -> None:
 
 
 CHECKS = [whole, streamed, helper, asynchronous, background, cancel_and_delete, conversation,
-          json_schema, tools, strict_tools, errors]
+          conversations, tools_in_conversation, json_schema, tools, strict_tools, errors]
 
 URLS = sys.argv[1:]
 run(CHECKS, URLS)

@@ -20,6 +20,7 @@ pub mod prometheus;
 pub mod raw;
 pub mod raw_http;
 pub mod redis_time;
+pub mod responses;
 pub mod samples;
 pub mod sdks;
 pub mod setup;

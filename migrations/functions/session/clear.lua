@@ -128,7 +128,7 @@ register {
         args.cancel_event)
     end
     push_event(keys, args.tag, 'cleared', '-', args.event)
-    local title = redis.call('HGET', keys.messages, 'title')
+    local kept = redis.call('HMGET', keys.messages, 'title', 'metadata')
     redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.chains, keys.index, keys.waiting,
       keys.answer, keys.images)
     redis.call('HDEL', keys.session, 'unindexed')
@@ -143,7 +143,11 @@ register {
         redis.call('EXPIRE', keys[name], args.tombstone_seconds)
       end
     else
-      redis.call('HSET', keys.messages, 'title', title or '')
+      redis.call('HSET', keys.messages, 'title', kept[1] or '')
+      if kept[2] then
+        redis.call('HSET', keys.messages, 'metadata', kept[2])
+        redis.call('HINCRBY', keys.session, 'bytes', #kept[2])
+      end
       keep(keys)
     end
     return reply

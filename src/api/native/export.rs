@@ -26,7 +26,7 @@ use crate::http::problem::Problem;
 use crate::lifecycle::spawn_caught;
 use crate::retry::{Backoff, retry};
 use crate::session::model::rfc3339;
-use crate::session::{Message, Owner, SessionId, SessionInfo, StoreError};
+use crate::session::{Message, Owner, Role, SessionId, SessionInfo, StoreError};
 
 /// The version of the format.
 pub const VERSION: u64 = 1;
@@ -114,8 +114,10 @@ enum Stage {
 /// The session that is being exported.
 struct Current {
     session: SessionId,
-    /// Its messages that are exported.
+    /// Its messages that are exported, or left out.
     messages: u64,
+    /// Its messages that are left out: no import takes system messages.
+    left_out: u64,
     /// Messages that were read and are not exported yet.
     read: VecDeque<Message>,
     /// The number of its messages, when they were read.
@@ -216,7 +218,13 @@ impl Export {
         if let Some(info) = described.flatten() {
             push(text, &Line::Session(&info));
             self.exported.insert(session);
-            self.current = Some(Current { session, messages: 0, read: VecDeque::new(), total: 0 });
+            self.current = Some(Current {
+                session,
+                messages: 0,
+                left_out: 0,
+                read: VecDeque::new(),
+                total: 0,
+            });
         }
         Ok(())
     }
@@ -237,11 +245,15 @@ impl Export {
         while text.len() < PART_BYTES
             && let Some(message) = current.read.pop_front()
         {
-            push(text, &Line::Message(&message));
+            if message.role == Role::System {
+                current.left_out += 1;
+            } else {
+                push(text, &Line::Message(&message));
+            }
             current.messages += 1;
         }
-        let messages = current.messages;
-        if is_empty || (current.read.is_empty() && messages >= current.total) {
+        if is_empty || (current.read.is_empty() && current.messages >= current.total) {
+            let messages = current.messages - current.left_out;
             self.messages += messages;
             push(text, &Line::SessionEnd { session_id: session, messages });
         } else {

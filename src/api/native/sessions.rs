@@ -147,7 +147,7 @@ pub async fn update(
     SessionPath(session): SessionPath,
     JsonBody(ChangedFields { title, pinned, archived }): JsonBody<ChangedFields>,
 ) -> Result<Json<SessionInfo>, Problem> {
-    let change = SessionChange { title: title.as_deref(), pinned, archived };
+    let change = SessionChange { title: title.as_deref(), pinned, archived, metadata: None };
     in_time(shared.store.update(&owner, session, change)).await?;
     Ok(Json(in_time(shared.store.describe(&owner, session)).await?.info))
 }

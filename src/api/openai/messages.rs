@@ -32,6 +32,13 @@ impl CallNames {
         }
     }
 
+    /// Adds the calls of messages, and of those that came before each with its request.
+    pub fn add_all(&mut self, messages: &[Message]) {
+        for message in messages.iter().flat_map(|it| it.before.iter().chain([it])) {
+            self.add(&message.tool_calls);
+        }
+    }
+
     /// Returns the function of the call with this id.
     pub fn get(&self, id: &str) -> Option<&str> {
         self.0.get(id).map(String::as_str)

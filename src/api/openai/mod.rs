@@ -8,12 +8,17 @@ mod body;
 pub(crate) mod chat;
 mod chunks;
 mod content;
+mod conversation_id;
+pub(crate) mod conversations;
 pub mod embeddings;
 pub mod errors;
 mod headers;
 mod messages;
+mod metadata;
 pub(crate) mod models;
+mod newest;
 mod params;
+mod query;
 pub mod request;
 pub(crate) mod responses;
 mod schema;
@@ -36,6 +41,7 @@ use crate::limits::RequestKind;
 pub fn describe(document: &mut Value) {
     schema::describe(document);
     responses::schema::describe(document);
+    conversations::schema::describe(document);
 }
 
 /// Returns whether a path is one of this front's.

@@ -29,8 +29,10 @@ const IMAGE_BYTES: f64 = 8.0 * 1024.0 * 1024.0;
 
 /// Returns what the images of a message take of the room for images.
 pub(super) fn image_share(message: &Message) -> f64 {
-    let bytes: u64 = message.images.iter().map(|image| image.bytes).sum();
-    (message.images.len() as f64 / IMAGES).max(bytes as f64 / IMAGE_BYTES)
+    let of_before = || message.before.iter().flat_map(|before| &before.images);
+    let bytes: u64 = message.images.iter().chain(of_before()).map(|image| image.bytes).sum();
+    let count = message.images.len() + of_before().count();
+    (count as f64 / IMAGES).max(bytes as f64 / IMAGE_BYTES)
 }
 
 impl PromptSize {

@@ -1,5 +1,7 @@
 //! The turns of a conversation that a prompt may have.
 
+use std::collections::HashSet;
+
 use crate::model_name::ModelName;
 use crate::session::{Message, Role};
 
@@ -7,6 +9,8 @@ use crate::session::{Message, Role};
 /// follows calls of tools belongs to the question that caused them, so that no prompt has a result
 /// without its call.
 pub(super) struct PastTurn<'a> {
+    /// The messages that a client added before the question, outside of a turn.
+    pub(super) added: Vec<&'a Message>,
     pub(super) question: &'a Message,
     /// Answers with calls of tools, and the results of the calls, in order.
     pub(super) between: Vec<&'a Message>,
@@ -22,7 +26,8 @@ impl<'a> PastTurn<'a> {
 
     /// Returns the messages before the last answer.
     pub(super) fn before_answer(&self) -> impl Iterator<Item = &'a Message> + '_ {
-        std::iter::once(self.question).chain(self.between.iter().copied())
+        let added = self.added.iter().copied();
+        added.chain([self.question]).chain(self.between.iter().copied())
     }
 
     /// Returns all messages.
@@ -35,8 +40,8 @@ impl<'a> PastTurn<'a> {
 pub(super) struct Turns<'a> {
     /// The turns that have an answer, oldest first.
     pub(super) past: Vec<PastTurn<'a>>,
-    /// The messages that are always sent: the question; and where that is the result of a call, what
-    /// led to it from the user's message on.
+    /// The messages that are always sent: the question, with what was added since the last answer; and
+    /// where the question is the result of a call, what led to it from the user's message on.
     pub(super) open: Vec<&'a Message>,
 }
 
@@ -50,13 +55,15 @@ impl<'a> Turns<'a> {
             && let Some(start) = turn_of_call(before, question)
         {
             // A user may have asked something else since the call: that is not a part of its turn.
-            let is_next = |message: &Message| message.role == Role::User;
-            let next = before[start + 1..].iter().position(is_next);
+            let next = before[start + 1..].iter().position(begins_turn);
             let end = next.map_or(before.len(), |next| start + 1 + next);
-            let open = kept(before[start..end].iter().chain([question]));
-            return Self { past: past_turns(&messages[..start]), open };
+            let PastTurns { turns: past, mut added } = past_turns(&messages[..start]);
+            added.append(&mut kept(before[start..end].iter().chain([question])));
+            return Self { past, open: added };
         }
-        Self { past: past_turns(before), open: vec![question] }
+        let PastTurns { turns: past, mut added } = past_turns(before);
+        added.push(question);
+        Self { past, open: added }
     }
 
     /// Returns whether the open turn has calls without a result.
@@ -68,11 +75,17 @@ impl<'a> Turns<'a> {
         else {
             return false;
         };
-        let results = &self.open[calling..];
-        self.open[calling].tool_calls.iter().any(|call| {
-            !results.iter().any(|result| result.tool_call_id.as_deref() == Some(&*call.id))
-        })
+        let results = || self.open[calling..].iter().flat_map(|it| it.before.iter().chain([*it]));
+        self.open[calling]
+            .tool_calls
+            .iter()
+            .any(|call| !results().any(|result| result.tool_call_id.as_deref() == Some(&*call.id)))
     }
+}
+
+/// Whether a turn begins with this message of a conversation.
+fn begins_turn(message: &Message) -> bool {
+    message.role == Role::User && !message.is_added
 }
 
 /// Returns where the turn begins that has the call which this result is for.
@@ -81,26 +94,58 @@ fn turn_of_call(messages: &[Message], result: &Message) -> Option<usize> {
         message.tool_calls.iter().any(|call| Some(&*call.id) == result.tool_call_id.as_deref())
     };
     let calling = messages.iter().rposition(has_call)?;
-    messages[..calling].iter().rposition(|message| message.role == Role::User)
+    messages[..calling].iter().rposition(begins_turn)
+}
+
+/// The turns before a question.
+pub(super) struct PastTurns<'a> {
+    /// The turns that have an answer, oldest first.
+    pub(super) turns: Vec<PastTurn<'a>>,
+    /// The messages that were added since: they belong to the turn that follows.
+    pub(super) added: Vec<&'a Message>,
 }
 
 /// Returns the turns that have an answer, oldest first. A turn that was cancelled or failed before
 /// its answer had text is left out: its user asks again, and a model that gets two questions in a
-/// row answers the wrong one, or its template refuses them.
-pub(super) fn past_turns(messages: &[Message]) -> Vec<PastTurn<'_>> {
-    let starts: Vec<usize> =
-        (0..messages.len()).filter(|at| messages[*at].role == Role::User).collect();
+/// row answers the wrong one, or its template refuses them. What was added outside of a turn stays.
+pub(super) fn past_turns(messages: &[Message]) -> PastTurns<'_> {
+    let starts: Vec<usize> = (0..messages.len()).filter(|at| begins_turn(&messages[*at])).collect();
+    let first = starts.first().copied().unwrap_or(messages.len());
     let ends = starts.iter().skip(1).copied().chain([messages.len()]);
-    let turns = starts.iter().zip(ends).filter_map(|(start, end)| {
+    let mut turns = Vec::new();
+    let mut added: Vec<&Message> = messages[..first].iter().filter(|it| it.is_added).collect();
+    for (start, end) in starts.iter().zip(ends) {
         let mut kept = kept(messages[*start..end].iter());
+        let is_answer = |message: &&Message| message.role == Role::Assistant && !message.is_added;
+        let last = kept.iter().rposition(is_answer);
         // Results that no answer follows, too, are left out.
-        let last = kept.iter().rposition(|message| message.role == Role::Assistant)?;
-        kept.truncate(last + 1);
-        let answer = kept.pop()?;
-        let question = kept.remove(0);
-        Some(PastTurn { question, between: kept, answer })
-    });
-    turns.collect()
+        let rest = kept.split_off(last.map_or(1, |last| last + 1));
+        if last.is_some()
+            && let Some(answer) = kept.pop()
+        {
+            let question = kept.remove(0);
+            let added = std::mem::take(&mut added);
+            turns.push(PastTurn { added, question, between: kept, answer });
+        }
+        added.extend(rest.into_iter().filter(|message| message.is_added));
+    }
+    PastTurns { turns, added }
+}
+
+/// Returns the messages of a prompt, each behind those that came before it with its request, without
+/// results whose calls the prompt does not have. The question is always there.
+pub(super) fn with_those_before<'a>(sent: &[&'a Message]) -> Vec<&'a Message> {
+    let all: Vec<&Message> = sent.iter().flat_map(|it| it.before.iter().chain([*it])).collect();
+    let last = all.len().saturating_sub(1);
+    let (mut calls, mut kept) = (HashSet::new(), Vec::with_capacity(all.len()));
+    for (at, message) in all.into_iter().enumerate() {
+        calls.extend(message.tool_calls.iter().map(|call| call.id.as_str()));
+        let result_of = message.tool_call_id.as_deref().filter(|_| message.role == Role::Tool);
+        if at == last || result_of.is_none_or(|call| calls.contains(call)) {
+            kept.push(message);
+        }
+    }
+    kept
 }
 
 /// Returns the messages of one turn without answers that have neither text nor calls, and without
@@ -110,6 +155,7 @@ fn kept<'a>(turn: impl Iterator<Item = &'a Message>) -> Vec<&'a Message> {
     for message in turn {
         match message.role {
             Role::User => kept.push(message),
+            Role::System if message.is_added => kept.push(message),
             Role::System => {}
             Role::Assistant => {
                 if !message.tool_calls.is_empty() || !message.content.trim().is_empty() {
@@ -190,5 +236,52 @@ mod tests {
         assert_eq!(turns.past.len(), 1);
         let early = Turns::of(&messages[..5]);
         assert!(early.awaits_results(), "the other result is not there yet");
+    }
+
+    fn added(role: Role, content: &str) -> Message {
+        Message { is_added: true, ..said(role, content) }
+    }
+
+    fn contents<'a>(messages: &[&'a Message]) -> Vec<&'a str> {
+        messages.iter().map(|message| &*message.content).collect()
+    }
+
+    #[test]
+    fn what_was_added_outside_of_a_turn_goes_with_the_next_one_that_is_answered() {
+        let messages = [
+            added(Role::System, "rules"),
+            added(Role::User, "example"),
+            added(Role::Assistant, "shown"),
+            said(Role::User, "failed"),
+            said(Role::Assistant, ""),
+            said(Role::User, "one"),
+            said(Role::Assistant, "first"),
+            added(Role::User, "by the way"),
+            said(Role::User, "two"),
+        ];
+        let turns = Turns::of(&messages);
+        assert_eq!(turns.past.len(), 1);
+        let past: Vec<_> = turns.past[0].messages().collect();
+        assert_eq!(contents(&past), ["rules", "example", "shown", "one", "first"]);
+        assert_eq!(contents(&turns.open), ["by the way", "two"]);
+        let only_added = Turns::of(&messages[..4]);
+        assert_eq!(contents(&only_added.open), ["rules", "example", "shown", "failed"]);
+    }
+
+    #[test]
+    fn results_that_one_request_brings_are_all_sent_behind_their_calls() {
+        let last = Message { before: vec![result("1")], ..result("2") };
+        let messages = [said(Role::User, "both"), called(&["1", "2"]), last];
+        let turns = Turns::of(&messages);
+        assert!(!turns.awaits_results());
+        assert_eq!(contents(&with_those_before(&turns.open)), ["both", "", "1", "2"]);
+        let asks = Message { before: vec![result("1")], ..said(Role::User, "and now?") };
+        let asked = [said(Role::User, "one"), called(&["1"]), asks];
+        let turns = Turns::of(&asked);
+        let past = turns.past.iter().flat_map(PastTurn::messages);
+        let all: Vec<_> = past.chain(turns.open.iter().copied()).collect();
+        assert_eq!(contents(&with_those_before(&all)), ["one", "", "1", "and now?"]);
+        let without_call = with_those_before(&turns.open);
+        assert_eq!(contents(&without_call), ["and now?"], "no result without its call");
     }
 }

@@ -58,7 +58,7 @@ const FITTING: Beginning = Beginning::Fitting { density: 1.0 };
 fn the_host_s_count_of_a_prompt_is_the_basis_of_the_estimate() {
     let question = "x".repeat(1000);
     let estimate = |messages: &[Message], model| {
-        TokenEstimate::of(&past_turns(messages), &spec(model, 10, None))
+        TokenEstimate::of(&past_turns(messages).turns, &spec(model, 10, None))
     };
     // A thousand bytes were ten tokens more than the template puts around a message.
     let counted = estimate(&[user_message(&question), assistant_message(1, 8 + 10)], "m");
@@ -76,7 +76,7 @@ fn the_host_s_count_of_a_prompt_is_the_basis_of_the_estimate() {
 fn a_long_system_prompt_does_not_make_the_conversation_look_long() {
     let system = "s".repeat(9000);
     let messages = [user_message("a short question"), assistant_message(1, 8 + 3005)];
-    let estimate = TokenEstimate::of(&past_turns(&messages), &spec("m", 10, Some(&system)));
+    let estimate = TokenEstimate::of(&past_turns(&messages).turns, &spec("m", 10, Some(&system)));
     assert!((estimate.bytes_per_token * CAUTION - 3.0).abs() < 0.01);
 }
 
@@ -85,7 +85,12 @@ fn an_answer_has_the_tokens_that_the_host_counted_but_no_more_than_bytes() {
     let estimate = TokenEstimate { bytes_per_token: BYTES_PER_TOKEN };
     let (question, mut answer) = (user_message("q"), assistant_message(1, 9));
     let tokens = |answer: &Message| {
-        estimate.of_answer(&PastTurn { question: &question, between: Vec::new(), answer })
+        estimate.of_answer(&PastTurn {
+            added: Vec::new(),
+            question: &question,
+            between: Vec::new(),
+            answer,
+        })
     };
     assert!((tokens(&answer) - 13.0).abs() < 1e-9);
     // The count includes reasoning that is not stored.
@@ -168,7 +173,7 @@ proptest! {
                 .map(|message| message.content.clone())
                 .collect();
             // The prompt is whole turns with an answer, and then the question.
-            let past = past_turns(&messages);
+            let past = past_turns(&messages).turns;
             let whole: Vec<_> = past
                 .iter()
                 .flat_map(|turn| [turn.question.content.clone(), turn.answer.content.clone()])

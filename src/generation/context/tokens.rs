@@ -20,10 +20,11 @@ const TOKENS_AROUND_MESSAGE: f64 = 8.0;
 /// Tokens of an image: models differ by a factor of ten and more.
 const TOKENS_OF_IMAGE: f64 = 576.0;
 
-/// Returns the bytes of text that a message adds to a prompt.
+/// Returns the bytes of text that a message adds to a prompt, with what its request brought before it.
 pub(super) fn text_bytes(message: &Message) -> usize {
     let calls = message.tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
-    message.content.len() + calls.sum::<usize>()
+    let before = message.before.iter().map(text_bytes);
+    message.content.len() + calls.sum::<usize>() + before.sum::<usize>()
 }
 
 /// Returns the least number of tokens that a text has.
@@ -56,12 +57,15 @@ impl TokenEstimate {
             let first = first_of_prompt(past, at, own, report.messages_sent)?;
             let earlier = past[first..at].iter().flat_map(PastTurn::messages);
             let sent: Vec<&Message> = earlier.chain(turn.before_answer()).collect();
-            if sent.iter().any(|message| !message.images.is_empty()) {
+            let has_image = |message: &Message| !message.images.is_empty();
+            if sent.iter().any(|it| has_image(it) || it.before.iter().any(has_image)) {
                 // What their images cost is not known, so the count says nothing of the text.
                 return None;
             }
             let bytes = sent.iter().map(|message| text_bytes(message)).sum::<usize>() + system;
-            let around = report.messages_sent as f64 * TOKENS_AROUND_MESSAGE;
+            let before: usize = sent.iter().map(|message| message.before.len()).sum();
+            let messages = report.messages_sent + before as u64;
+            let around = messages as f64 * TOKENS_AROUND_MESSAGE;
             let tokens = (report.prompt_tokens as f64 - around).max(1.0);
             Some(bytes as f64 / tokens)
         });
@@ -79,7 +83,11 @@ impl TokenEstimate {
 
     /// Estimates the tokens of a message, with its images and calls of tools.
     pub(super) fn of_message(&self, message: &Message) -> f64 {
-        self.of_bytes(text_bytes(message)) + TOKENS_OF_IMAGE * message.images.len() as f64
+        let of_before: usize = message.before.iter().map(|before| before.images.len()).sum();
+        let images = message.images.len() + of_before;
+        self.of_bytes(text_bytes(message))
+            + TOKENS_AROUND_MESSAGE * message.before.len() as f64
+            + TOKENS_OF_IMAGE * images as f64
     }
 
     fn of_bytes(&self, bytes: usize) -> f64 {

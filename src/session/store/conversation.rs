@@ -6,8 +6,7 @@ use fred::prelude::Value;
 
 use super::StoreError;
 use super::history::parse_stored_message;
-use crate::session::model::{Message, Role, ToolCall};
-use crate::session::reasoning::Shape;
+use crate::session::model::{Message, ToolCall};
 use crate::session::stored_message;
 
 /// The messages before a turn's question, which the turn brings in place of a stored history. They
@@ -112,10 +111,7 @@ impl OwnConversation {
     pub(super) fn entries(&self) -> impl Iterator<Item = Value> {
         self.messages.iter().enumerate().map(|(parent, message)| {
             let header = stored_message::header(message);
-            let before = match message.role {
-                Role::Assistant => Shape::Plain.before_answer("", &message.content),
-                Role::System | Role::User | Role::Tool => "",
-            };
+            let before = stored_message::before_content(message);
             format!("{parent} {header}\n{before}{}", message.content).into()
         })
     }
@@ -141,6 +137,7 @@ fn json_length(text: &str) -> usize {
 mod tests {
     use super::super::history::message;
     use super::*;
+    use crate::session::model::Role;
 
     fn text_message(role: Role, content: &str) -> Message {
         Message { content: content.to_owned(), ..message(role, chrono::Utc::now()) }

@@ -45,6 +45,8 @@ pub struct SessionChange<'a> {
     pub pinned: Option<bool>,
     /// Whether the session is archived.
     pub archived: Option<bool>,
+    /// The metadata as JSON, not empty; a front shows it again.
+    pub metadata: Option<&'a str>,
 }
 
 /// A message that was found by its id.
@@ -92,7 +94,7 @@ impl Store {
         Ok(Some(AnsweredTurn { generation, brought, question, answer }))
     }
 
-    /// Changes the title of the session and its marks.
+    /// Changes the title of the session, its marks and its metadata.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -114,6 +116,7 @@ impl Store {
             .arg("by", "user")
             .arg("pinned", mark(change.pinned))
             .arg("archived", mark(change.archived))
+            .arg("metadata", change.metadata.unwrap_or_default())
             .arg("now", rfc3339(&Utc::now()));
         let reply: String = self.redis.call(call).await?;
         if reply == "ok" { Ok(()) } else { Err(StoreError::Absent) }
@@ -136,6 +139,7 @@ impl Store {
             .arg("by", "model")
             .arg("pinned", "")
             .arg("archived", "")
+            .arg("metadata", "")
             .arg("now", "");
         let reply: String = self.redis.call(call).await?;
         if reply == "ok" { Ok(()) } else { Err(StoreError::Absent) }
@@ -458,6 +462,8 @@ pub fn message(role: Role, timestamp: DateTime<Utc>) -> Message {
         tool_call_id: None,
         tool_name: None,
         request: None,
+        before: Vec::new(),
+        is_added: false,
     }
 }
 

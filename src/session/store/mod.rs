@@ -1,5 +1,6 @@
 //! Sessions in Redis: the keys, and the calls of the functions that read and change them.
 
+mod added;
 mod answer;
 mod branches;
 mod cancel;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
+pub use added::{ADDED_BYTES, BROUGHT_BYTES, DescribedConversation, NewConversation, json_bytes};
 pub use answer::{Appended, TakenBack, Written};
 pub use branches::Selection;
 pub use cancel::{CancelReply, Cancellation, Clearing};

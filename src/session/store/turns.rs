@@ -19,7 +19,7 @@ use crate::session::event::{Control, Hint, Queued};
 use crate::session::model::{
     Continuation, GenerationId, Message, Owner, Role, Runner, SessionId, TurnSpec, rfc3339,
 };
-use crate::session::stored_message::{self, json_size};
+use crate::session::stored_message::{self, json_size, size_before};
 use crate::session::title::shortened;
 use crate::telemetry::traces::{self, TraceContext};
 
@@ -77,8 +77,10 @@ impl NewTurn {
             trace: None,
         };
         let header = attached.question.as_ref().map_or(0, |question| {
-            let Message { request, tool_call_id, tool_name, images, .. } = &**question;
-            json_size(&(request, tool_call_id, tool_name)) + images.len() * IMAGE_NAME_BYTES
+            let Message { request, tool_call_id, tool_name, images, before, .. } = &**question;
+            json_size(&(request, tool_call_id, tool_name))
+                + images.len() * IMAGE_NAME_BYTES
+                + size_before(before)
         });
         let request = (json_size(&turn) + header + REST_BYTES) as u64;
         let texts = content.len() + conversation.as_ref().map_or(0, OwnConversation::bytes);
@@ -92,11 +94,13 @@ impl NewTurn {
     /// in the question, in its header, and with the client that waits.
     pub fn memory(&self) -> usize {
         let Self { spec, content, conversation, attached, .. } = self;
-        let request = attached.question.as_ref().and_then(|question| question.request.as_ref());
+        let question = attached.question.as_ref();
+        let request = question.and_then(|question| question.request.as_ref());
         2 * content.len()
             + spec.bytes()
             + conversation.as_ref().map_or(0, OwnConversation::memory)
             + 3 * request.map_or(0, String::len)
+            + 3 * question.map_or(0, |question| bytes_before(question))
     }
 }
 
@@ -216,6 +220,7 @@ impl Turn {
         2 * question.content.len()
             + header.len()
             + question.request.as_ref().map_or(0, String::len)
+            + bytes_before(question)
             + conversation.as_ref().map_or(0, OwnConversation::memory)
             + self.spec.bytes()
     }
@@ -660,6 +665,11 @@ impl Store {
     }
 }
 
+/// Returns the bytes of the messages that came before a question with the same request.
+fn bytes_before(question: &Message) -> usize {
+    question.before.iter().map(OwnConversation::bytes_of).sum()
+}
+
 fn key_arguments(call: Call, accepted: &Accepted) -> Call {
     let (key, body) = accepted.key.as_ref().map_or(("", ""), |key| (&key.key, &key.body));
     call.arg("key", key).arg("request_digest", body).text("key_seconds", KEY_SECONDS)
@@ -688,6 +698,6 @@ fn accepted_event(at: &str, spec: &TurnSpec) -> String {
 }
 
 /// Returns the title of a session with this first question: its first line, shortened at a word.
-fn title(content: &str) -> String {
+pub(super) fn title(content: &str) -> String {
     shortened(content.trim().lines().next().unwrap_or_default(), TITLE_CHARACTERS)
 }

@@ -90,6 +90,14 @@ local function question_of(generation)
   return string.sub(generation, 1, -2) .. string.format('%x', last + 1 - 2 * (last % 2))
 end
 
+-- What Redis takes for the mark of a hidden request, about.
+local HIDDEN_BYTES = 120
+
+-- Returns the field that marks the request of a turn as hidden from the clients of its front.
+local function hidden_field(generation)
+  return 'hidden:' .. generation
+end
+
 -- Stores the question and the request of a turn that waits.
 local function put_waiting_question(keys, generation, header, content, turn)
   local question = header .. '\n' .. content

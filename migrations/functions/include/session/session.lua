@@ -29,6 +29,8 @@
 --                became a user's; only in such a session, and in one that may have been such)
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
 --                title
+--                metadata (json, or empty): as a front shows it again
+--                hidden:<generation> (1): what a front showed of the request of this turn is deleted
 --                of the running turn: turn (json), continued (json: the continuations of its
 --                answer), runner (<host> <digest> of the model that wrote its text last; none where
 --                unknown)

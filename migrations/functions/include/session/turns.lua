@@ -214,6 +214,9 @@ local function admit(keys, args, found, epoch, begins, number)
     for _, name in ipairs({ 'session', 'events', 'idempotency', 'key_order' }) do
       redis.call('PERSIST', keys[name])
     end
+  elseif redis.call('HSTRLEN', keys.messages, 'title') == 0 then
+    -- A session may begin without a turn, and so without a title.
+    redis.call('HSET', keys.messages, 'title', args.title)
   end
   redis.call('HSET', keys.session, 'updated', args.now, 'model', args.model)
   if args.own_conversation ~= '0' and redis.call('HEXISTS', keys.session, 'own_messages') == 0 then

@@ -7,14 +7,15 @@ use chrono::Utc;
 use tokio::time::Instant;
 
 use super::super::body;
+use super::super::messages::CallNames;
 use super::super::shapes::ErrorReply;
-use super::input;
-use super::object::{OpenState, ResponseObject, StoredRequest};
+use super::created::CreatedResponse;
+use super::object::{OpenState, StoredRequest};
 use super::request::{ResponseRequest, previous_not_found};
-use super::response_id;
 use super::schema::{CreateResponse, ResponseEvent, ResponseReply};
 use super::stored::{StoredResponse, json_reply};
 use super::stream::ResponseWriter;
+use super::{ResponseKey, in_conversation, input};
 use crate::api::idempotency::IdempotencyKeyHeader;
 use crate::api::large_body::WITH_IMAGES;
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
@@ -29,15 +30,8 @@ use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
 use crate::session::image::RequestImages;
 use crate::session::store::{OwnConversation, message};
-use crate::session::{Image, Message, Owner, SessionId, Status};
+use crate::session::{Image, Message, Owner, Status};
 use crate::sign_in::Identity;
-
-/// A response whose turn was accepted.
-struct CreatedResponse {
-    session: SessionId,
-    object: ResponseObject,
-    accepted: AcceptedTurn,
-}
 
 /// Creates a response.
 #[utoipa::path(
@@ -60,20 +54,26 @@ pub async fn create(
     let (request, room) = body::read(request, &shared, WITH_IMAGES, ResponseRequest::read).await?;
     let started = Instant::now();
     let socket = shared.admit_stream(request.stream, &permit.subject).await?;
-    let created = submit(&shared, &caller.owner, permit, &headers, request).await?;
+    let created = match request.conversation {
+        None => submit(&shared, &caller.owner, permit, &headers, request).await,
+        Some(session) => {
+            let submitted = in_conversation::submit(&shared, permit, &headers, session, request);
+            Box::pin(submitted).await
+        }
+    };
+    let CreatedResponse { key, object, accepted: AcceptedTurn { submitted, guard } } = created?;
     drop(room);
-    let CreatedResponse { session, object, accepted: AcceptedTurn { submitted, guard } } = created;
     let is_background = object.request.shown.background;
     if is_background && socket.is_none() {
         let reply = if submitted.repeated {
-            let stored = StoredResponse::read(&shared, &caller.owner, session).await?;
+            let stored = StoredResponse::read(&shared, &caller.owner, key).await?;
             stored.json(&shared, &caller.owner).await?
         } else {
             object.open(OpenState::Queued)
         };
         return Ok(json_reply(reply));
     }
-    let follow = shared.follow(&caller.owner, session, submitted).await?;
+    let follow = shared.follow(&caller.owner, key.session, submitted).await?;
     if let Some(socket) = socket {
         let (writer, output) = ResponseWriter::new(follow, object, guard);
         let validity = caller.validity;
@@ -93,7 +93,7 @@ async fn submit(
     request: ResponseRequest,
 ) -> Result<CreatedResponse, Problem> {
     let turn = OwnTurn::begin(shared, owner, headers, "openai-response\n")?;
-    let session = turn.session;
+    let key = ResponseKey::alone(turn.session);
     let digest = request.digest();
     let ResponseRequest { spec, input, mut images, previous, shown, .. } = request;
     let earlier = match previous {
@@ -103,7 +103,8 @@ async fn submit(
     let stored =
         StoredRequest { created_at: Utc::now().timestamp(), earlier: earlier.len() as u64, shown };
     let instructions = stored.shown.instructions.as_ref().map_or(0, String::len);
-    let messages = input::conversation(earlier, &input, instructions, images.into_images())
+    let (calls, images) = (CallNames::default(), images.into_images());
+    let messages = input::conversation(calls, earlier, &input, instructions, images)
         .map_err(|error| Problem::from(vec![error]))?;
     drop(input);
     let question = Message { request: serde_json::to_string(&stored).ok(), ..messages.question };
@@ -120,13 +121,7 @@ async fn submit(
         is_background: stored.shown.background,
     };
     let accepted = turn.submit(shared, permit, asked).await?;
-    let object = if accepted.submitted.repeated {
-        // The response shows when it was created, not when it was asked for again.
-        StoredResponse::read(shared, owner, session).await?.into_object()
-    } else {
-        ResponseObject::new(session, accepted.submitted.generation, stored)
-    };
-    Ok(CreatedResponse { session, object, accepted })
+    CreatedResponse::of(shared, owner, key, stored, accepted).await
 }
 
 /// Returns the conversation of an earlier response with its answer, without its instructions. Its
@@ -134,10 +129,10 @@ async fn submit(
 async fn earlier_messages(
     shared: &Shared,
     owner: &Owner,
-    previous: SessionId,
+    previous: ResponseKey,
     images: &mut RequestImages,
 ) -> Result<Vec<Message>, Problem> {
-    let id = response_id(previous);
+    let id = previous.id();
     let unknown = || Problem::from(vec![previous_not_found(&id)]);
     let stored = match StoredResponse::read(shared, owner, previous).await {
         Err(problem) if problem.code == "response_not_found" => return Err(unknown()),
@@ -164,7 +159,7 @@ async fn earlier_messages(
             continue;
         }
         read.push(&image.digest);
-        let data = in_time(shared.store.image(owner, previous, image)).await?;
+        let data = in_time(shared.store.image(owner, previous.session, image)).await?;
         let data =
             data.ok_or_else(|| refused("has an image that is no longer stored".to_owned()))?;
         let added = images.add_stored(Image { reference: image.clone(), data });

@@ -11,7 +11,8 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use super::super::errors::ErrorEnvelope;
-use super::object::{OpenState, ResponseObject, has_message, reasoning_part, status_of, text_part};
+use super::object::{OpenState, ResponseObject};
+use super::output::{has_message, reasoning_part, status_of, text_part};
 use super::pieces::next_piece;
 use crate::api::sent_text::{Diverged, SentText};
 use crate::http::problem::Problem;
@@ -178,15 +179,15 @@ impl Events {
             self.close(ItemKind::Message, item_status);
         }
         for (at, call) in answer.tool_calls.iter().enumerate() {
-            let (id, index) = (self.response.call_id(at), self.output_index);
-            let item = self.response.call_item(at, call, "in_progress", false);
+            let (id, index) = (self.response.items.call_id(at), self.output_index);
+            let item = self.response.items.call_item(at, call, "in_progress", false);
             self.item("added", &item);
             let part = |name: &str| {
                 fields(&json!({"item_id": id, "output_index": index, name: call.arguments}))
             };
             self.write("response.function_call_arguments.delta", &part("delta"));
             self.write("response.function_call_arguments.done", &part("arguments"));
-            let item = self.response.call_item(at, call, item_status, true);
+            let item = self.response.items.call_item(at, call, item_status, true);
             self.item("done", &item);
             self.output_index += 1;
         }
@@ -221,10 +222,10 @@ impl Events {
             growing.state = GrowingState::Open;
             let (item, part) = match kind {
                 ItemKind::Reasoning => {
-                    (self.response.reasoning_item("in_progress", None), reasoning_part(""))
+                    (self.response.items.reasoning_item("in_progress", None), reasoning_part(""))
                 }
                 ItemKind::Message => {
-                    (self.response.message_item("in_progress", None), text_part(""))
+                    (self.response.items.message_item("in_progress", None), text_part(""))
                 }
             };
             self.item("added", &item);
@@ -249,12 +250,12 @@ impl Events {
         let text = growing.sent.as_str().to_owned();
         let (item, part, mut done) = match kind {
             ItemKind::Reasoning => (
-                self.response.reasoning_item(status, Some(&text)),
+                self.response.items.reasoning_item(status, Some(&text)),
                 reasoning_part(&text),
                 json!({"text": text}),
             ),
             ItemKind::Message => (
-                self.response.message_item(status, Some(&text)),
+                self.response.items.message_item(status, Some(&text)),
                 text_part(&text),
                 json!({"text": text, "logprobs": []}),
             ),
@@ -283,8 +284,8 @@ impl Events {
             return;
         }
         let id = match kind {
-            ItemKind::Reasoning => self.response.reasoning_id(),
-            ItemKind::Message => self.response.message_id(),
+            ItemKind::Reasoning => self.response.items.reasoning_id(),
+            ItemKind::Message => self.response.items.message_id(),
         };
         let place = json!({"item_id": id, "output_index": self.output_index, "content_index": 0});
         let text = format!("{},{}", fields(&place), fields(about));
@@ -346,6 +347,7 @@ mod tests {
     use chrono::Utc;
     use proptest::prelude::*;
 
+    use super::super::ResponseKey;
     use super::super::object::StoredRequest;
     use super::super::request::ResponseRequest;
     use super::*;
@@ -359,7 +361,8 @@ mod tests {
         let object = request.as_object().expect("an object").clone().into();
         let read = ResponseRequest::read(&object, request.to_string().as_bytes()).expect("valid");
         let request = StoredRequest { created_at: 7, earlier: 0, shown: read.shown };
-        ResponseObject::new(SessionId::random(), GenerationId::random(), request)
+        let key = ResponseKey::alone(SessionId::random());
+        ResponseObject::new(key, GenerationId::random(), request)
     }
 
     fn answer(reasoning: &str, text: &str, calls: usize) -> Message {

@@ -1,5 +1,7 @@
 //! Reads the items of an input into messages, and writes messages as items. Pure.
 
+use std::collections::HashSet;
+
 use chrono::Utc;
 use serde_json::{Value, json};
 
@@ -43,6 +45,24 @@ impl InputItem {
     }
 }
 
+/// Returns whether items have a result whose call is not among them.
+pub fn has_result_of_earlier_call(items: &[InputItem]) -> bool {
+    let mut calls = HashSet::new();
+    items.iter().any(|item| match &item.content {
+        ItemContent::Call(call) => {
+            calls.insert(call.id.as_str());
+            false
+        }
+        ItemContent::Result(id, _) => !calls.contains(id.as_str()),
+        ItemContent::Message(..) | ItemContent::Reasoning => false,
+    })
+}
+
+/// Returns whether items have the result of this call.
+pub fn has_result_of(items: &[InputItem], call: &str) -> bool {
+    items.iter().any(|item| matches!(&item.content, ItemContent::Result(id, _) if id == call))
+}
+
 /// Reads the input of a request: a text, or a list of items. Adds its images to `images`.
 ///
 /// # Errors
@@ -60,11 +80,24 @@ pub fn read(
         Value::Array(list) => list,
         _ => return Err(params.refuse(NAME, INVALID_TYPE, "must be a string or a list of items")),
     };
-    if list.is_empty() || list.len() > OwnConversation::MESSAGES {
-        let msg = format!("must have 1 to {} items", OwnConversation::MESSAGES);
-        return Err(params.refuse(NAME, INVALID_VALUE, msg));
+    read_items(params, NAME, list, OwnConversation::MESSAGES, images)
+}
+
+/// Reads a list of items, at least one and at most so many. Adds their images to `images`.
+///
+/// # Errors
+/// The first item that is not valid.
+pub fn read_items(
+    params: &Params<'_>,
+    name: &str,
+    list: &[Value],
+    most: usize,
+    images: &mut RequestImages,
+) -> Result<Vec<InputItem>, FieldError> {
+    if list.is_empty() || list.len() > most {
+        return Err(params.refuse(name, INVALID_VALUE, format!("must have 1 to {most} items")));
     }
-    let read = |(at, value)| read_item(value, format!("input[{at}]"), images);
+    let read = |(at, value)| read_item(value, format!("{name}[{at}]"), images);
     list.iter().enumerate().map(read).collect()
 }
 
@@ -146,17 +179,49 @@ fn read_message(
     Ok(ItemContent::Message(role, text, of_message))
 }
 
-/// Joins the messages of earlier responses and the items of an input to the conversation of a turn.
+/// Joins the messages of earlier responses and the items of an input to the conversation of a turn. `calls`
+/// are those of a conversation that goes on.
 ///
 /// # Errors
 /// The first item that does not follow from what is before it, or a conversation that is too large.
 pub fn conversation(
+    calls: CallNames,
     earlier: Vec<Message>,
     items: &[InputItem],
     instructions: usize,
     images: Vec<Image>,
 ) -> Result<Messages, FieldError> {
-    let mut calls = CallNames::default();
+    let mut before = messages(calls, earlier, items)?;
+    let total: usize = before.iter().map(OwnConversation::bytes_of).sum();
+    if before.len() > OwnConversation::MESSAGES || total + instructions > OwnConversation::BYTES {
+        let msg = format!(
+            "must have, with what previous_response_id brings and with the instructions, at most {} \
+             messages and {}",
+            OwnConversation::MESSAGES,
+            OwnConversation::bound_of_bytes()
+        );
+        return Err(error("input", INVALID_VALUE, msg));
+    }
+    match before.pop() {
+        Some(question) if question.role != Role::Assistant => {
+            Ok(Messages { before, question, images })
+        }
+        _ => {
+            let msg = "must not end with an item of the model: there is nothing to answer";
+            Err(error("input", INVALID_VALUE, msg))
+        }
+    }
+}
+
+/// Joins earlier messages and items to messages. `calls` are those of a conversation that goes on.
+///
+/// # Errors
+/// The first item that does not follow from what is before it.
+pub fn messages(
+    mut calls: CallNames,
+    earlier: Vec<Message>,
+    items: &[InputItem],
+) -> Result<Vec<Message>, FieldError> {
     for message in &earlier {
         calls.add(&message.tool_calls);
     }
@@ -205,34 +270,24 @@ pub fn conversation(
         };
         before.push(new);
     }
-    let total: usize = before.iter().map(OwnConversation::bytes_of).sum();
-    if before.len() > OwnConversation::MESSAGES || total + instructions > OwnConversation::BYTES {
-        let msg = format!(
-            "must have, with what previous_response_id brings and with the instructions, at most {} \
-             messages and {}",
-            OwnConversation::MESSAGES,
-            OwnConversation::bound_of_bytes()
-        );
-        return Err(error("input", INVALID_VALUE, msg));
-    }
-    match before.pop() {
-        Some(question) if question.role != Role::Assistant => {
-            Ok(Messages { before, question, images })
-        }
-        _ => {
-            let msg = "must not end with an item of the model: there is nothing to answer";
-            Err(error("input", INVALID_VALUE, msg))
-        }
-    }
+    Ok(before)
 }
 
 /// Returns messages of an input as the items that a client gets, oldest first.
 pub fn items(messages: &[Message]) -> Vec<Value> {
-    messages.iter().flat_map(items_of).collect()
+    messages.iter().flat_map(items_of_message).collect()
 }
 
-fn items_of(message: &Message) -> Vec<Value> {
+/// Returns a message of an input, and the messages that came before it with its request, as items. The id of
+/// each has the digits of the message's own, by which it is found.
+pub fn items_of_message(message: &Message) -> Vec<Value> {
     let id = message.id.simple();
+    let before = message.before.iter().enumerate();
+    let before = before.flat_map(|(at, before)| items_of(before, &format!("{id}_{at}")));
+    before.chain(items_of(message, &id.to_string())).collect()
+}
+
+fn items_of(message: &Message, id: &str) -> Vec<Value> {
     let text = |kind: &str, role: &str| {
         let mut part = json!({"type": kind, "text": message.content});
         if kind == "output_text" {
@@ -279,7 +334,9 @@ mod tests {
         let mut params = Params::of_request(request.as_object().expect("an object"));
         let mut images = RequestImages::default();
         read(&mut params, &mut images)
-            .and_then(|items| conversation(Vec::new(), &items, 0, images.into_images()))
+            .and_then(|items| {
+                conversation(CallNames::default(), Vec::new(), &items, 0, images.into_images())
+            })
             .map_err(|error| (error.loc.last().cloned().unwrap_or_default(), error.kind))
     }
 
@@ -420,5 +477,34 @@ mod tests {
             }
         }
         assert_eq!(shown.len(), 4);
+        // One message of a conversation has all of them, and each is found by its digits.
+        let question = before.pop().expect("the question");
+        let all = Message { before, ..question };
+        let digits = all.id.simple().to_string();
+        let together = items_of_message(&all);
+        assert_eq!(together.len(), 4);
+        for (at, item) in together.iter().enumerate() {
+            let id = item["id"].as_str().expect("an id");
+            assert!(id.contains(&digits), "{item}");
+            assert!(together[at + 1..].iter().all(|other| other["id"] != id), "{item}");
+        }
+    }
+
+    #[test]
+    fn a_result_of_an_earlier_call_is_known() {
+        let result = json!({"type": "function_call_output", "call_id": "c", "output": "r"});
+        let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"});
+        for (input, of_earlier, has) in [
+            (json!("hi"), false, false),
+            (json!([result]), true, true),
+            (json!([call, result]), false, true),
+            (json!([result, call]), true, true),
+        ] {
+            let request = json!({"input": input});
+            let mut params = Params::of_request(request.as_object().expect("an object"));
+            let items = read(&mut params, &mut RequestImages::default()).expect("valid");
+            assert_eq!(has_result_of_earlier_call(&items), of_earlier, "{input}");
+            assert_eq!(has_result_of(&items, "c"), has, "{input}");
+        }
     }
 }

@@ -3,12 +3,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::super::conversation_id::conversation_id;
 use super::super::errors::ErrorEnvelope;
+use super::ResponseKey;
+use super::output::{AnswerItems, status_of};
 use super::request::Shown;
-use super::response_id;
 use crate::http::problem::Problem;
-use crate::session::model::{Failure, ToolCall};
-use crate::session::{FinishReason, GenerationId, Message, SessionId, Status};
+use crate::session::model::Failure;
+use crate::session::{GenerationId, Message, Status};
 
 /// The part of the request of a response that is stored beside its messages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,7 +27,10 @@ pub struct StoredRequest {
 #[derive(Clone, Debug)]
 pub struct ResponseObject {
     id: String,
-    generation: GenerationId,
+    /// The id of the conversation that it is a turn of.
+    conversation: Option<String>,
+    /// The items of its answer.
+    pub items: AnswerItems,
     /// The request.
     pub request: StoredRequest,
 }
@@ -51,14 +56,17 @@ struct WrittenResponse<'a> {
     output: &'a [Value],
     usage: Option<Value>,
     max_tool_calls: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conversation: Option<Value>,
     #[serde(flatten)]
     shown: &'a Shown,
 }
 
 impl ResponseObject {
     /// Creates the response of a turn.
-    pub fn new(session: SessionId, generation: GenerationId, request: StoredRequest) -> Self {
-        Self { id: response_id(session), generation, request }
+    pub fn new(key: ResponseKey, generation: GenerationId, request: StoredRequest) -> Self {
+        let conversation = key.generation.map(|_| conversation_id(key.session));
+        Self { id: key.id(), conversation, items: AnswerItems(generation), request }
     }
 
     /// Returns the id.
@@ -77,7 +85,7 @@ impl ResponseObject {
 
     /// Returns the response as JSON after its end.
     pub fn ended(&self, answer: &Message) -> String {
-        self.write(status_of(answer), Some(answer), &self.output(answer))
+        self.write(status_of(answer), Some(answer), &self.items.output(answer))
     }
 
     fn write(&self, status: &'static str, answer: Option<&Message>, output: &[Value]) -> String {
@@ -105,92 +113,11 @@ impl ResponseObject {
             output,
             usage,
             max_tool_calls: None,
+            conversation: self.conversation.as_ref().map(|id| json!({"id": id})),
             shown: &self.request.shown,
         };
         // This cannot fail: the types have no maps with keys other than text.
         serde_json::to_string(&written).unwrap_or_default()
-    }
-
-    /// Returns the items of an answer.
-    pub fn output(&self, answer: &Message) -> Vec<Value> {
-        let status = if status_of(answer) == "completed" { "completed" } else { "incomplete" };
-        let reasoning = answer.thinking.as_deref().filter(|text| !text.is_empty());
-        // Reasoning was whole when the text after it began.
-        let of_reasoning = if answer.content.is_empty() { status } else { "completed" };
-        let reasoning = reasoning.map(|text| self.reasoning_item(of_reasoning, Some(text)));
-        let text = has_message(answer).then(|| self.message_item(status, Some(&answer.content)));
-        let calls = answer.tool_calls.iter().enumerate();
-        let calls = calls.map(|(at, call)| self.call_item(at, call, status, true));
-        reasoning.into_iter().chain(text).chain(calls).collect()
-    }
-
-    /// Returns the id of the item with the model's reasoning.
-    pub fn reasoning_id(&self) -> String {
-        format!("rs_{}", self.generation.0.simple())
-    }
-
-    /// Returns the id of the item with the model's message.
-    pub fn message_id(&self) -> String {
-        format!("msg_{}", self.generation.0.simple())
-    }
-
-    /// Returns the id of the item with a call of a function.
-    pub fn call_id(&self, at: usize) -> String {
-        format!("fc_{}_{at}", self.generation.0.simple())
-    }
-
-    /// Returns the item with the model's reasoning, without its text while that grows.
-    pub fn reasoning_item(&self, status: &str, text: Option<&str>) -> Value {
-        let content: Vec<_> = text.map(reasoning_part).into_iter().collect();
-        json!({
-            "id": self.reasoning_id(), "type": "reasoning", "status": status, "summary": [],
-            "content": content,
-        })
-    }
-
-    /// Returns the item with the model's message, without its text while that grows.
-    pub fn message_item(&self, status: &str, text: Option<&str>) -> Value {
-        let content: Vec<_> = text.map(text_part).into_iter().collect();
-        json!({
-            "id": self.message_id(), "type": "message", "status": status, "role": "assistant",
-            "content": content,
-        })
-    }
-
-    /// Returns the item with a call of a function, without its arguments before they are sent.
-    pub fn call_item(&self, at: usize, call: &ToolCall, status: &str, is_whole: bool) -> Value {
-        json!({
-            "id": self.call_id(at), "type": "function_call", "status": status,
-            "call_id": call.id, "name": call.name,
-            "arguments": if is_whole { &*call.arguments } else { "" },
-        })
-    }
-}
-
-/// Returns the part of a message with this text.
-pub fn text_part(text: &str) -> Value {
-    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
-}
-
-/// Returns the part of reasoning with this text.
-pub fn reasoning_part(text: &str) -> Value {
-    json!({"type": "reasoning_text", "text": text})
-}
-
-/// Returns whether an answer has a message. One that ended well without any output has an empty one.
-pub fn has_message(answer: &Message) -> bool {
-    let is_complete = answer.status == Some(Status::Complete);
-    !answer.content.is_empty() || (is_complete && answer.tool_calls.is_empty())
-}
-
-/// Returns the status of a response that has ended.
-pub fn status_of(answer: &Message) -> &'static str {
-    match (answer.status, answer.finish_reason) {
-        (Some(Status::Failed), _) => "failed",
-        (Some(Status::Cancelled), _) => "cancelled",
-        // An answer that only repeats itself is cut, as one is that reached a limit.
-        (_, Some(FinishReason::Length | FinishReason::Repetition)) => "incomplete",
-        _ => "completed",
     }
 }
 
@@ -213,8 +140,9 @@ mod tests {
 
     use super::super::request::ResponseRequest;
     use super::*;
+    use crate::session::model::ToolCall;
     use crate::session::store::message;
-    use crate::session::{Role, Usage};
+    use crate::session::{FinishReason, Role, SessionId, Usage};
 
     fn response() -> ResponseObject {
         let request = json!({"model": "m", "input": "hi", "metadata": {"a": "b"},
@@ -223,7 +151,8 @@ mod tests {
         let text = request.to_string();
         let read = ResponseRequest::read(&object, text.as_bytes()).expect("valid");
         let request = StoredRequest { created_at: 7, earlier: 0, shown: read.shown };
-        ResponseObject::new(SessionId::random(), GenerationId::random(), request)
+        let key = ResponseKey::alone(SessionId::random());
+        ResponseObject::new(key, GenerationId::random(), request)
     }
 
     fn parsed(text: &str) -> Value {
@@ -236,6 +165,13 @@ mod tests {
         let open = parsed(&response.open(OpenState::Queued));
         assert_eq!((&open["status"], &open["created_at"]), (&json!("queued"), &json!(7)));
         assert_eq!((&open["output"], &open["usage"]), (&json!([]), &json!(null)));
+        assert!(open.get("conversation").is_none());
+        let (session, generation) = (SessionId::random(), GenerationId::random());
+        let key = ResponseKey { session, generation: Some(generation) };
+        let turn = ResponseObject::new(key, generation, response.request.clone());
+        let turn = parsed(&turn.open(OpenState::Queued));
+        assert_eq!(turn["id"], key.id());
+        assert_eq!(turn["conversation"], json!({"id": conversation_id(session)}));
         assert_eq!(open["metadata"], json!({"a": "b"}));
         assert_eq!(open["tools"][0]["name"], "f");
         let answer = Message {

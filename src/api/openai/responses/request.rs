@@ -5,12 +5,12 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::super::body;
-use super::super::params::{
-    INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_PARAMETER, shown_name,
-};
+use super::super::conversation_id::parse_conversation_id;
+use super::super::metadata;
+use super::super::params::{INVALID_TYPE, INVALID_VALUE, Params};
 use super::super::request::{DEFAULT_SAMPLING, effort, model};
+use super::ResponseKey;
 use super::input::{self, InputItem};
-use super::parse_id;
 use super::rules::{self, Rules};
 use crate::digest::sha256_hex;
 use crate::http::extract::fields::FieldError;
@@ -20,11 +20,6 @@ use crate::session::model::{Effort, Reasoning, Sampling};
 use crate::session::store::REQUEST_BYTES;
 use crate::session::stored_message::json_size;
 use crate::session::{SessionId, TurnSpec};
-
-/// The bounds of `metadata`, as OpenAI has them: pairs, and characters of a name and of a value.
-const PAIRS: usize = 16;
-const NAME_CHARACTERS: usize = 64;
-const VALUE_CHARACTERS: usize = 512;
 
 /// Bytes that a stored response has besides what its request brings, about.
 const STORED_BESIDES: u64 = 4 << 10;
@@ -38,8 +33,10 @@ pub struct ResponseRequest {
     pub input: Vec<InputItem>,
     /// The images of the input, until the turn takes them.
     pub images: RequestImages,
-    /// The session of the response whose conversation goes on.
-    pub previous: Option<SessionId>,
+    /// The response whose conversation goes on.
+    pub previous: Option<ResponseKey>,
+    /// The session of the conversation in which the response is a turn.
+    pub conversation: Option<SessionId>,
     /// Whether the response is streamed.
     pub stream: bool,
     /// The fields of the request that the response repeats.
@@ -105,6 +102,11 @@ impl ResponseRequest {
             return Err(params.refuse("store", INVALID_VALUE, msg));
         }
         let (previous, previous_response_id) = read_previous(&mut params)?;
+        let conversation = read_conversation(&mut params)?;
+        if previous.is_some() && conversation.is_some() {
+            let msg = "must not be sent with previous_response_id: it brings another conversation";
+            return Err(params.refuse("conversation", INVALID_VALUE, msg));
+        }
         let instructions = params.text("instructions")?.map(str::to_owned);
         let max_output_tokens = params.integer("max_output_tokens", 1)?;
         // Whatever the sign of zero is, the request is the same.
@@ -115,7 +117,7 @@ impl ResponseRequest {
         let (think, effort) = read_reasoning(&mut params)?;
         let Rules { for_host: rules, text, tools, tool_choice, parallel_tool_calls } =
             rules::read(&mut params, text)?;
-        let metadata = read_metadata(&mut params)?;
+        let metadata = metadata::read(&mut params)?;
         let mut hint = |name| Ok::<_, FieldError>(params.hint(name)?.map(str::to_owned));
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         let (user, safety_identifier) = (hint("user")?, hint("safety_identifier")?);
@@ -163,7 +165,7 @@ impl ResponseRequest {
             ..TurnSpec::least(&model, tokens.unwrap_or(u32::MAX))
         };
         check_size(&spec, &shown)?;
-        Ok(Self { spec, input, images, previous, stream, shown })
+        Ok(Self { spec, input, images, previous, conversation, stream, shown })
     }
 
     /// Returns a digest that is the same for the same request, streamed or not.
@@ -206,11 +208,6 @@ fn refuse_others(params: &mut Params<'_>) -> Result<(), FieldError> {
     })?;
     params.only("top_logprobs", "0", |value| value.as_f64() == Some(0.0))?;
     params.only("truncation", "\"disabled\"", |value| *value == "disabled")?;
-    if params.value("conversation").is_some() {
-        let msg = "is not supported: there are no /v1/conversations that it could name; send \
-            previous_response_id to go on with the conversation of a response";
-        return Err(params.refuse("conversation", UNSUPPORTED_PARAMETER, msg));
-    }
     params.unsupported(&[
         "access_programs",
         "background_options",
@@ -238,13 +235,38 @@ fn read_stream_options(params: &mut Params<'_>, stream: bool) -> Result<(), Fiel
 /// Reads the response whose conversation goes on.
 fn read_previous(
     params: &mut Params<'_>,
-) -> Result<(Option<SessionId>, Option<String>), FieldError> {
+) -> Result<(Option<ResponseKey>, Option<String>), FieldError> {
     const NAME: &str = "previous_response_id";
     let Some(id) = params.text(NAME)? else { return Ok((None, None)) };
-    match parse_id(id) {
-        Some(session) => Ok((Some(session), Some(id.to_owned()))),
-        None => Err(previous_not_found(id)),
+    let Some(key) = ResponseKey::parse(id) else { return Err(previous_not_found(id)) };
+    if key.generation.is_some() {
+        let msg = "must not be a response of a conversation: send the id of that as conversation";
+        return Err(params.refuse(NAME, INVALID_VALUE, msg));
     }
+    Ok((Some(key), Some(id.to_owned())))
+}
+
+/// Reads the conversation in which the response is a turn: its id, or an object with that.
+fn read_conversation(params: &mut Params<'_>) -> Result<Option<SessionId>, FieldError> {
+    const NAME: &str = "conversation";
+    let (path, id) = match params.value(NAME) {
+        None => return Ok(None),
+        Some(Value::String(id)) => (NAME, id.as_str()),
+        Some(value @ Value::Object(_)) => {
+            let mut object = Params::of_value(value, NAME)?;
+            let id = object.required_text("id")?;
+            object.finish()?;
+            ("conversation.id", id)
+        }
+        Some(_) => {
+            let msg = "must be the id of a conversation, or an object with its id";
+            return Err(params.refuse(NAME, INVALID_TYPE, msg));
+        }
+    };
+    parse_conversation_id(id).map(Some).ok_or_else(|| {
+        let msg = "must be the id of a conversation, as POST /v1/conversations returns it";
+        params.refuse(path, INVALID_VALUE, msg)
+    })
 }
 
 /// Returns the error of a response whose conversation cannot go on, because the caller has none of
@@ -268,32 +290,6 @@ fn read_reasoning(params: &mut Params<'_>) -> Result<(Reasoning, Option<String>)
         Reasoning::Effort(Effort::High) => "high",
     };
     Ok((think, Some(shown.to_owned())))
-}
-
-fn read_metadata(params: &mut Params<'_>) -> Result<Map<String, Value>, FieldError> {
-    const NAME: &str = "metadata";
-    let Some(value) = params.value(NAME) else { return Ok(Map::new()) };
-    let Some(pairs) = value.as_object() else {
-        return Err(params.refuse(NAME, INVALID_TYPE, "must be an object"));
-    };
-    let is_long = |text: &str, most: usize| text.len() > most && text.chars().count() > most;
-    for (name, value) in pairs {
-        let Some(value) = value.as_str() else {
-            let path = format!("{NAME}.{}", shown_name(name));
-            return Err(params.refuse(&path, INVALID_TYPE, "must be a string"));
-        };
-        if is_long(name, NAME_CHARACTERS) || is_long(value, VALUE_CHARACTERS) {
-            let msg = format!(
-                "must have names of at most {NAME_CHARACTERS} and values of at most \
-                 {VALUE_CHARACTERS} characters"
-            );
-            return Err(params.refuse(NAME, INVALID_VALUE, msg));
-        }
-    }
-    if pairs.len() > PAIRS {
-        return Err(params.refuse(NAME, INVALID_VALUE, format!("must have at most {PAIRS} pairs")));
-    }
-    Ok(pairs.clone())
 }
 
 fn raw(params: &Params<'_>, name: &str, text: String) -> Result<Box<RawValue>, FieldError> {
@@ -397,7 +393,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_its_path_and_never_ignored() {
         for (name, value, path, kind) in [
-            ("conversation", json!("conv_1"), "conversation", "unsupported_parameter"),
             ("include", json!(["x"]), "include", "unsupported_value"),
             ("max_tool_calls", json!(1), "max_tool_calls", "unsupported_parameter"),
             ("prompt", json!({"id": "p"}), "prompt", "unsupported_parameter"),
@@ -430,6 +425,16 @@ mod tests {
             ("metadata", json!({"a": 1}), "metadata.a", "invalid_type"),
             ("metadata", json!({"a": "x".repeat(513)}), "metadata", "invalid_value"),
             ("stream_options", json!({}), "stream_options", "invalid_value"),
+            ("conversation", json!("conv_1"), "conversation", "invalid_value"),
+            ("conversation", json!({"id": "x"}), "conversation.id", "invalid_value"),
+            ("conversation", json!({}), "conversation.id", "missing_required_parameter"),
+            ("conversation", json!(7), "conversation", "invalid_type"),
+            (
+                "previous_response_id",
+                json!(format!("resp_{}", "12".repeat(32))),
+                "previous_response_id",
+                "invalid_value",
+            ),
             (
                 "previous_response_id",
                 json!("nope"),
@@ -455,6 +460,11 @@ mod tests {
             let refused = long(name, "字", HINT_CHARACTERS + 1).expect_err(name);
             assert_eq!(refused, (name.to_owned(), "invalid_value"));
         }
+        let mut two = with("conversation", json!(format!("conv_{}", "12".repeat(16))));
+        assert!(read(&two).expect("valid").conversation.is_some());
+        two["previous_response_id"] = json!(format!("resp_{}", "12".repeat(16)));
+        let refused = read(&two).expect_err("two conversations");
+        assert_eq!(refused, ("conversation".to_owned(), "invalid_value"));
         let mut both = with("background", json!(true));
         both["store"] = json!(false);
         assert_eq!(

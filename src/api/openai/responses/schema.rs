@@ -37,6 +37,9 @@ pub fn describe(document: &mut Value) {
     }
 }
 
+/// The id of a conversation.
+const CONVERSATION: &str = "^conv_[0-9a-f]{32}$";
+
 fn kind(kind: &str) -> Value {
     json!({"type": "string", "enum": [kind]})
 }
@@ -53,7 +56,8 @@ fn content(parts: &[&Value]) -> Value {
     })
 }
 
-fn item() -> Value {
+/// Returns the schema of an item of an input, or of one that is added to a conversation: that has no images.
+pub fn item(of_input: bool) -> Value {
     let status = only(&["completed", "incomplete"].map(Value::from));
     let empty = json!({"type": ["array", "null"], "maxItems": 0});
     let input_text =
@@ -87,7 +91,9 @@ fn item() -> Value {
         &["type", "call_id", "name", "arguments"],
         &json!({
             "type": kind("function_call"), "id": text(), "status": status,
-            "call_id": call_id(), "name": {"type": "string", "pattern": NAME_PATTERN},
+            "call_id": if of_input { call_id() } else { json!({"type": "string",
+                "description": "At most 256 bytes"}) },
+            "name": {"type": "string", "pattern": NAME_PATTERN},
             "arguments": {"type": "string", "enum": ["{}"],
                 "description": "Any JSON object, as text"},
         }),
@@ -108,11 +114,21 @@ fn item() -> Value {
             "encrypted_content": {"type": "null"},
         }),
     );
+    let seen = [&input_text, &input_image];
     json!({"oneOf": [
-        message(&["user"], &[&input_text, &input_image]),
+        message(&["user"], if of_input { &seen[..] } else { &seen[..1] }),
         message(&["system", "developer"], &[&input_text]),
         message(&["assistant"], &[&output_text]), call, result, reasoning,
     ]})
+}
+
+/// Returns the schema of the metadata of a request.
+pub fn metadata() -> Value {
+    json!({
+        "type": ["object", "null"], "maxProperties": 16,
+        "propertyNames": {"maxLength": 64},
+        "additionalProperties": {"type": "string", "maxLength": 512},
+    })
 }
 
 fn text_parameter() -> Value {
@@ -156,13 +172,22 @@ fn request() -> Value {
                 "description": "A text, or items of which the last one is not of the model",
                 "oneOf": [
                     {"type": "string"},
-                    {"type": "array", "minItems": 1, "maxItems": 1000, "items": item()},
+                    {"type": "array", "minItems": 1, "maxItems": 1000, "items": item(true)},
                 ],
             },
             "instructions": text(),
             "previous_response_id": {
                 "description": "The id of a response of this caller that has ended well",
                 "type": ["string", "null"], "pattern": "^resp_[0-9a-f]{32}$",
+            },
+            "conversation": {
+                "description": "The id of a conversation of this caller, in which the response is a turn; \
+                    not with previous_response_id",
+                "oneOf": [
+                    {"type": "null"},
+                    {"type": "string", "pattern": CONVERSATION},
+                    object(&["id"], &json!({"id": {"type": "string", "pattern": CONVERSATION}})),
+                ],
             },
             "stream": flag,
             "stream_options": {
@@ -187,11 +212,7 @@ fn request() -> Value {
             "tools": {"type": ["array", "null"], "maxItems": 128, "items": tool},
             "tool_choice": only(&["auto", "none"].map(Value::from)),
             "parallel_tool_calls": flag,
-            "metadata": {
-                "type": ["object", "null"], "maxProperties": 16,
-                "propertyNames": {"maxLength": 64},
-                "additionalProperties": {"type": "string", "maxLength": 512},
-            },
+            "metadata": metadata(),
             "include": {"type": ["array", "null"], "maxItems": 0},
             "service_tier": only(&["auto", "default"].map(Value::from)),
             "top_logprobs": only(&[json!(0)]),
@@ -240,7 +261,8 @@ fn response() -> Value {
     let nullable = |schema: Value| json!({"oneOf": [{"type": "null"}, schema]});
     let seconds = json!({"type": ["integer", "null"]});
     let properties = json!({
-        "id": {"type": "string", "pattern": "^resp_[0-9a-f]{32}$"},
+        "id": {"type": "string", "pattern": "^resp_[0-9a-f]{32}([0-9a-f]{32})?$"},
+        "conversation": object(&["id"], &json!({"id": {"type": "string", "pattern": CONVERSATION}})),
         "object": kind("response"),
         "created_at": {"type": "integer"},
         "completed_at": seconds,
@@ -274,7 +296,8 @@ fn response() -> Value {
         "truncation": {"type": "string"},
         "user": text(),
     });
-    let names: Vec<&str> =
-        properties.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    // Only a turn of a conversation has that.
+    let names = properties.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+    let names: Vec<&str> = names.filter(|name| *name != "conversation").collect();
     object(&names, &properties)
 }

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
+use chrono::Utc;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -15,11 +16,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 
 use super::super::params::{INVALID_VALUE, UNSUPPORTED_VALUE};
+use super::super::query::check_names;
 use super::super::shapes::ErrorReply;
 use super::object::{OpenState, ResponseObject, StoredRequest};
 use super::schema::{ResponseEvent, ResponseReply};
 use super::stream::ResponseWriter;
-use super::{ResponsePath, input, not_found};
+use super::{ResponseKey, ResponsePath, input, not_found};
 use crate::api::json_page;
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
@@ -28,13 +30,12 @@ use crate::follow::{Follow, Resumed};
 use crate::generation::CancelOutcome;
 use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::{FieldError, Fields};
-use crate::http::extract::object::Object;
 use crate::http::extract::query::QueryFields;
 use crate::http::middleware::LimitedCaller;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
-use crate::session::store::{AnsweredTurn, ReadFrom, ReadOutcome};
-use crate::session::{Cursor, Message, Owner, SessionId, StoreError};
+use crate::session::store::{AnsweredTurn, ReadFrom, ReadOutcome, message};
+use crate::session::{Cursor, FinishReason, Message, Owner, Role, Status, StoreError};
 use crate::sign_in::Identity;
 
 /// Items of a page of an input: the most, and the default.
@@ -51,7 +52,7 @@ pub struct StoredResponse {
     pub object: ResponseObject,
     /// Its turn.
     pub turn: AnsweredTurn,
-    session: SessionId,
+    key: ResponseKey,
     _reading: OwnedSemaphorePermit,
 }
 
@@ -59,12 +60,12 @@ impl StoredResponse {
     /// Reads a response.
     ///
     /// # Errors
-    /// Where the caller has none of this session, or Redis does not reply.
-    pub async fn read(shared: &Shared, owner: &Owner, session: SessionId) -> Result<Self, Problem> {
+    /// Where the caller has none of this key, or Redis does not reply.
+    pub async fn read(shared: &Shared, owner: &Owner, key: ResponseKey) -> Result<Self, Problem> {
         let read = in_time(async {
             // The semaphore is never closed.
             let reading = Arc::clone(&READING).acquire_owned().await.map_err(|_| not_found())?;
-            let turn = match shared.store.own_turn(owner, session).await {
+            let turn = match turn_of(shared, owner, key).await {
                 Ok(turn) => turn.ok_or_else(not_found)?,
                 Err(StoreError::Absent) => return Err(not_found()),
                 Err(error) => return Err(error.into()),
@@ -77,8 +78,8 @@ impl StoredResponse {
             tracing::error!(%error, "stored request of a response unreadable");
             Problem::internal()
         })?;
-        let object = ResponseObject::new(session, turn.generation, request);
-        Ok(Self { object, turn, session, _reading: reading })
+        let object = ResponseObject::new(key, turn.generation, request);
+        Ok(Self { object, turn, key, _reading: reading })
     }
 
     /// Returns the response as JSON, in its state now.
@@ -89,7 +90,8 @@ impl StoredResponse {
         if let Some(answer) = &self.turn.answer {
             return Ok(self.object.ended(answer));
         }
-        let read = in_time(shared.store.read(owner, self.session, ReadFrom::RunningTurn)).await?;
+        let session = self.key.session;
+        let read = in_time(shared.store.read(owner, session, ReadFrom::RunningTurn)).await?;
         let begun = match read {
             ReadOutcome::Window { window, .. } => {
                 window.running() == Some(self.turn.generation)
@@ -106,7 +108,8 @@ impl StoredResponse {
         self.object
     }
 
-    /// Returns the messages that it got, with its question: all of them, or those of its own input.
+    /// Returns the messages that it got, with its question: all of them, or those of its own input. Of a
+    /// turn of a conversation always the latter.
     ///
     /// # Errors
     /// Where Redis does not reply.
@@ -121,7 +124,7 @@ impl StoredResponse {
         // A page is bounded in bytes.
         while skip < self.turn.brought {
             let limit = self.turn.brought - skip;
-            let page = in_time(shared.store.page(owner, self.session, skip, limit)).await?;
+            let page = in_time(shared.store.page(owner, self.key.session, skip, limit)).await?;
             if page.messages.is_empty() {
                 return Err(not_found());
             }
@@ -133,13 +136,30 @@ impl StoredResponse {
     }
 }
 
+/// Reads the turn of a response; none where the session has no such turn.
+async fn turn_of(
+    shared: &Shared,
+    owner: &Owner,
+    key: ResponseKey,
+) -> Result<Option<AnsweredTurn>, StoreError> {
+    let ResponseKey { session, generation } = key;
+    let Some(generation) = generation else { return shared.store.own_turn(owner, session).await };
+    let Some(question) = shared.store.question(owner, session, generation).await? else {
+        return Ok(None);
+    };
+    let answer = shared.store.find_answer(owner, session, generation).await?;
+    let answer = answer.map(|found| found.message);
+    // What it brought is in its question.
+    Ok(Some(AnsweredTurn { generation, brought: 0, question, answer }))
+}
+
 /// Reads a response that its caller may retrieve.
 async fn retrievable(
     shared: &Shared,
     owner: &Owner,
-    session: SessionId,
+    key: ResponseKey,
 ) -> Result<StoredResponse, Problem> {
-    let stored = StoredResponse::read(shared, owner, session).await?;
+    let stored = StoredResponse::read(shared, owner, key).await?;
     if stored.object.request.shown.store { Ok(stored) } else { Err(not_found()) }
 }
 
@@ -148,21 +168,6 @@ pub fn json_reply(text: String) -> Response {
     let mut response = Response::new(text.into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
-}
-
-/// Checks that the query has no other fields than these.
-fn check_names(fields: &mut Fields<'_>, names: &[&str], given: &Object) {
-    for name in given.names().filter(|name| !names.contains(name)) {
-        if name == "include" || name == "include[]" {
-            fields.refuse(
-                "include",
-                UNSUPPORTED_VALUE,
-                "is not supported with another value than []",
-            );
-        } else {
-            fields.refuse(name, "unknown_parameter", "is not known");
-        }
-    }
 }
 
 /// Returns a response, or streams its events.
@@ -185,7 +190,7 @@ pub async fn retrieve(
     caller: Identity,
     LimitedCaller(subject): LimitedCaller,
     last_byte: LastByte,
-    ResponsePath(session): ResponsePath,
+    ResponsePath(key): ResponsePath,
     QueryFields(query): QueryFields,
 ) -> Result<Response, Problem> {
     let mut fields = Fields::new("query", &query);
@@ -200,14 +205,16 @@ pub async fn retrieve(
     }
     fields.finish(())?;
     let owner = caller.owner;
-    let stored = retrievable(&shared, &owner, session).await?;
+    let stored = retrievable(&shared, &owner, key).await?;
     let Some(permit) = shared.admit_stream(stream, &subject).await? else {
         return Ok(json_reply(stored.json(&shared, &owner).await?));
     };
     let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
-    let (generation, start) = (stored.turn.generation, Some(Cursor::START));
+    let generation = stored.turn.generation;
+    // The log of a conversation does not begin with the turn, and may no longer have its beginning.
+    let start = key.generation.is_none().then_some(Cursor::START);
     let object = stored.into_object();
-    let follow = Follow::resume(feeds, store, owner, session, generation, start);
+    let follow = Follow::resume(feeds, store, owner, key.session, generation, start);
     // A cursor before the beginning is never that of a client which has the end.
     let Resumed::Following { follow, .. } = in_time(follow).await? else { return Err(not_found()) };
     let after = after.map(i64::unsigned_abs);
@@ -227,9 +234,9 @@ pub async fn retrieve(
 pub async fn cancel(
     State(shared): State<Shared>,
     Caller(owner): Caller,
-    ResponsePath(session): ResponsePath,
+    ResponsePath(key): ResponsePath,
 ) -> Result<Response, Problem> {
-    let stored = retrievable(&shared, &owner, session).await?;
+    let stored = retrievable(&shared, &owner, key).await?;
     if !stored.object.request.shown.background {
         let msg = "is of a response without background: it is cancelled when its client goes away";
         return Err(vec![FieldError::new("path", "response_id", INVALID_VALUE, msg)].into());
@@ -239,14 +246,24 @@ pub async fn cancel(
     }
     let generation = Some(stored.turn.generation);
     let begun = Instant::now();
-    let outcome = shared.generations.cancel(&owner, session, generation).await?;
+    let outcome = shared.generations.cancel(&owner, key.session, generation).await?;
     if let CancelOutcome::Cancelled { upstream_closed, .. } = outcome {
         tracing::debug!(upstream_closed, elapsed = ?begun.elapsed(), "response cancelled");
     }
     // What is read once more does not wait for what was read before.
-    drop(stored);
-    let stored = retrievable(&shared, &owner, session).await?;
-    Ok(json_reply(stored.json(&shared, &owner).await?))
+    let object = stored.into_object();
+    match retrievable(&shared, &owner, key).await {
+        // A turn of a conversation that was cancelled while it waited leaves nothing there.
+        Err(problem) if key.generation.is_some() && problem.status == StatusCode::NOT_FOUND => {
+            let answer = Message {
+                status: Some(Status::Cancelled),
+                finish_reason: Some(FinishReason::Cancelled),
+                ..message(Role::Assistant, Utc::now())
+            };
+            Ok(json_reply(object.ended(&answer)))
+        }
+        stored => Ok(json_reply(stored?.json(&shared, &owner).await?)),
+    }
 }
 
 /// The result of a deletion.
@@ -261,7 +278,8 @@ pub struct Deleted {
     deleted: bool,
 }
 
-/// Deletes a response, and cancels it where it has not ended.
+/// Deletes a response, and cancels it where it has not ended. The items of a turn of a conversation stay in
+/// that.
 #[utoipa::path(
     delete, path = "/v1/responses/{response_id}", tag = "openai",
     operation_id = "openai_delete_response", params(("response_id" = String, Path)),
@@ -270,12 +288,22 @@ pub struct Deleted {
 pub async fn delete(
     State(shared): State<Shared>,
     Caller(owner): Caller,
-    ResponsePath(session): ResponsePath,
+    ResponsePath(key): ResponsePath,
 ) -> Result<Json<Deleted>, Problem> {
-    let stored = retrievable(&shared, &owner, session).await?;
-    match in_time(shared.generations.clear(&owner, session, true)).await {
+    let stored = retrievable(&shared, &owner, key).await?;
+    let ResponseKey { session, generation } = key;
+    let deleted = match generation {
+        None => in_time(shared.generations.clear(&owner, session, true)).await.map(drop),
+        Some(generation) => {
+            if stored.turn.answer.is_none() {
+                shared.generations.cancel(&owner, session, Some(generation)).await?;
+            }
+            in_time(shared.store.hide_request(&owner, session, generation)).await.map(drop)
+        }
+    };
+    match deleted {
         Err(problem) if problem.status == StatusCode::NOT_FOUND => Err(not_found()),
-        cleared => cleared.map(|_| {
+        deleted => deleted.map(|()| {
             let id = stored.object.id().to_owned();
             Json(Deleted { id, object: "response", deleted: true })
         }),
@@ -316,7 +344,7 @@ pub struct InputItems {
 pub async fn input_items(
     State(shared): State<Shared>,
     Caller(owner): Caller,
-    ResponsePath(session): ResponsePath,
+    ResponsePath(key): ResponsePath,
     QueryFields(query): QueryFields,
 ) -> Result<Json<InputItems>, Problem> {
     let mut fields = Fields::new("query", &query);
@@ -328,7 +356,7 @@ pub async fn input_items(
     }
     let after = fields.text("after", usize::MAX);
     fields.finish(())?;
-    let stored = retrievable(&shared, &owner, session).await?;
+    let stored = retrievable(&shared, &owner, key).await?;
     let mut items = input::items(&stored.messages(&shared, &owner, true).await?);
     if order == "desc" {
         items.reverse();

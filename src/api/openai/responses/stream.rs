@@ -10,7 +10,6 @@ use crate::api::whole_turn::completed;
 use crate::follow::{CancelOnDrop, Follow, FollowError, Update, final_message};
 use crate::http::problem::Problem;
 use crate::retry::Backoff;
-use crate::session::model::ContinuedHow;
 use crate::session::{Change, Message, Status, StoreError};
 
 /// A comment without a blank line behind it.
@@ -137,7 +136,7 @@ impl ResponseWriter {
     async fn restarts_before_update(&self) -> Result<Option<u32>, Problem> {
         let until = match &self.update {
             _ if !self.is_fresh => return Ok(None),
-            Some(Update::Stored(message)) => return Ok(Some(restarts_of(message))),
+            Some(Update::Stored(message)) => return Ok(Some(message.restarts())),
             Some(Update::Delta(delta)) => match &delta.change {
                 Change::Text { .. } | Change::Reasoning { .. } => delta.after.events,
                 Change::Event { event, .. } if event.control.is_terminal() => event.number,
@@ -167,10 +166,4 @@ impl ResponseWriter {
         }
         Ok(())
     }
-}
-
-/// Returns how often an answer began anew, as it is stored.
-fn restarts_of(answer: &Message) -> u32 {
-    let restarts = answer.continued.iter().filter(|it| it.how == ContinuedHow::Restarted);
-    u32::try_from(restarts.count()).unwrap_or(u32::MAX)
 }

@@ -1,0 +1,361 @@
+//! The items of conversations: listed, returned one by one, and added outside of responses.
+//!
+//! A message of the session is one item or several: its text, its reasoning, its calls, and the items that
+//! came before it with the same request. The ids of all of them have the digits of the message's own id.
+
+use axum::Json;
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::super::body;
+use super::super::conversation_id::parse_simple;
+use super::super::messages::CallNames;
+use super::super::newest::newest_messages;
+use super::super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
+use super::super::query::check_names;
+use super::super::responses::input::{self, InputItem};
+use super::super::responses::output::AnswerItems;
+use super::super::shapes::ErrorReply;
+use super::schema::{ConversationItem, CreateItems, ITEMS_AT_ONCE};
+use super::{ConversationPath, of_conversation};
+use crate::api::json_page;
+use crate::api::large_body::CONVERSATION_BYTES;
+use crate::api::problems::in_time;
+use crate::api::state::Shared;
+use crate::http::extract::caller::Caller;
+use crate::http::extract::fields::{FieldError, Fields};
+use crate::http::extract::object::Object;
+use crate::http::extract::query::QueryFields;
+use crate::http::middleware::LimitedCaller;
+use crate::http::problem::Problem;
+use crate::session::image::RequestImages;
+use crate::session::store::{ADDED_BYTES, REPLY_BYTES, json_bytes};
+use crate::session::{Message, Owner, Role, SessionId, StoreError};
+
+/// Items of a page: the most, and the default.
+const ITEMS: (i64, i64) = (100, 20);
+/// Digits of a message's identifier in the id of an item.
+const DIGITS: usize = 32;
+
+/// Reads the items that a request adds.
+///
+/// # Errors
+/// The first one that is not valid.
+pub fn read_items(params: &Params<'_>, list: &[Value]) -> Result<Vec<InputItem>, FieldError> {
+    let mut images = RequestImages::default();
+    let items = input::read_items(params, "items", list, ITEMS_AT_ONCE, &mut images)?;
+    if images.into_images().is_empty() {
+        return Ok(items);
+    }
+    let msg = "must have no images outside of the input of a response";
+    Err(params.refuse("items", UNSUPPORTED_VALUE, msg))
+}
+
+/// Returns the messages that a request adds to a conversation with these calls.
+///
+/// # Errors
+/// The first item that does not follow from what is before it; items that are too large.
+pub fn added(calls: CallNames, items: &[InputItem]) -> Result<Vec<Message>, Problem> {
+    let refused = |error: FieldError| Problem::from(vec![error]);
+    let messages = input::messages(calls, Vec::new(), items).map_err(refused)?;
+    let mark = |message: Message| Message { is_added: true, ..message };
+    let messages: Vec<Message> = messages.into_iter().map(mark).collect();
+    if json_bytes(&messages) > ADDED_BYTES {
+        let msg = format!("must have at most {ADDED_BYTES} bytes as JSON");
+        return Err(refused(error("items", INVALID_VALUE, msg)));
+    }
+    Ok(messages)
+}
+
+/// Returns the items of a message, oldest first; at least one.
+fn items_of(message: &Message) -> Vec<Value> {
+    let Some(generation) = message.generation_id.filter(|_| message.role == Role::Assistant) else {
+        return input::items_of_message(message);
+    };
+    let items = AnswerItems(generation);
+    let output = items.output(message);
+    if output.is_empty() { vec![items.message_item("incomplete", Some(""))] } else { output }
+}
+
+/// Returns the message whose item has this id.
+fn message_of(id: &str) -> Option<Uuid> {
+    parse_simple(id.split_once('_')?.1.get(..DIGITS)?)
+}
+
+/// A page of the items of a conversation.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiConversationItems)]
+pub struct ConversationItems {
+    /// Always `list`.
+    object: &'static str,
+    /// The items.
+    #[schema(value_type = Vec<ConversationItem>)]
+    data: Vec<Box<RawValue>>,
+    /// The id of the first item; empty where there is none.
+    first_id: String,
+    /// The id of the last item; empty where there is none.
+    last_id: String,
+    /// Whether there are items after these. A page is bounded by its bytes, too.
+    has_more: bool,
+}
+
+impl ConversationItems {
+    /// Creates a page of the first `limit` items, as far as they fit.
+    fn of(mut items: Vec<Value>, limit: usize, has_more: bool) -> Self {
+        let data = json_page::fitting(items.iter().take(limit));
+        let has_more = has_more || items.len() > data.len();
+        items.truncate(data.len());
+        let id = |item: Option<&Value>| {
+            item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned()
+        };
+        let (first_id, last_id) = (id(items.first()), id(items.last()));
+        Self { object: "list", data, first_id, last_id, has_more }
+    }
+}
+
+/// The order of a list.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Ascending,
+    Descending,
+}
+
+/// Lists the items of a conversation.
+#[utoipa::path(
+    get, path = "/v1/conversations/{conversation_id}/items", tag = "openai",
+    operation_id = "openai_conversation_items",
+    params(
+        ("conversation_id" = String, Path),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 100, description = "Items; 20"),
+        ("order" = Option<String>, Query, pattern = "^(asc|desc)$",
+            description = "asc: oldest first; desc"),
+        ("after" = Option<String>, Query, description = "The id of the last item before these"),
+    ),
+    responses((status = 200, body = ConversationItems), ErrorReply),
+)]
+pub async fn list(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    ConversationPath(session): ConversationPath,
+    QueryFields(query): QueryFields,
+) -> Result<Json<ConversationItems>, Problem> {
+    let mut fields = Fields::new("query", &query);
+    check_names(&mut fields, &["limit", "order", "after"], &query);
+    let limit = fields.integer("limit", 1, ITEMS.0).unwrap_or(ITEMS.1);
+    let order = match fields.text("order", usize::MAX) {
+        Some("asc") => Order::Ascending,
+        None | Some("desc") => Order::Descending,
+        Some(_) => {
+            fields.refuse("order", INVALID_VALUE, "must be asc or desc");
+            Order::Descending
+        }
+    };
+    let after = fields.text("after", usize::MAX);
+    fields.finish(())?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let (items, has_more) = page(&shared, &owner, session, order, after, limit).await?;
+    Ok(Json(ConversationItems::of(items, limit, has_more)))
+}
+
+/// Reads more than `limit` items, where there are so many, and whether there may be more than these.
+async fn page(
+    shared: &Shared,
+    owner: &Owner,
+    session: SessionId,
+    order: Order,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<(Vec<Value>, bool), Problem> {
+    let store = &shared.store;
+    in_time(store.conversation(owner, session)).await.map_err(of_conversation)?;
+    let in_order = |message: &Message| {
+        let mut items = items_of(message);
+        if order == Order::Descending {
+            items.reverse();
+        }
+        items
+    };
+    let mut items = Vec::new();
+    // The position of the next message in ascending order, or that behind it in descending order.
+    let mut next = if order == Order::Ascending { 0 } else { u64::MAX };
+    if let Some(after) = after {
+        let unknown = || {
+            let msg = "must be the id of an item of this conversation";
+            Problem::from(vec![FieldError::new("query", "after", INVALID_VALUE, msg)])
+        };
+        let id = message_of(after).ok_or_else(unknown)?;
+        let found = in_time(store.find_message(owner, session, id)).await;
+        let found = found.map_err(of_conversation)?.ok_or_else(unknown)?;
+        let position = found.position.ok_or_else(unknown)?;
+        items = in_order(&found.message);
+        let at = items.iter().position(|item| item["id"] == after).ok_or_else(unknown)?;
+        items.drain(..=at);
+        next = if order == Order::Ascending { position + 1 } else { position };
+    }
+    let mut bytes = 0;
+    loop {
+        if items.len() > limit {
+            return Ok((items, true));
+        }
+        if order == Order::Descending && next == 0 {
+            return Ok((items, false));
+        }
+        // A page of messages is bounded in bytes, and so are all of them together.
+        let wanted = (limit - items.len()) as u64 + 1;
+        let read = async {
+            match order {
+                Order::Ascending => store.page(owner, session, next, wanted).await,
+                Order::Descending if next == u64::MAX => {
+                    store.newest(owner, session, wanted, REPLY_BYTES).await
+                }
+                Order::Descending => store.page_before(owner, session, next, wanted).await,
+            }
+        };
+        let page = in_time(read).await.map_err(of_conversation)?;
+        let mut messages = page.messages;
+        if messages.is_empty() {
+            return Ok((items, false));
+        }
+        if order == Order::Descending {
+            next = page.first;
+            messages.reverse();
+        } else {
+            next += messages.len() as u64;
+        }
+        bytes += json_bytes(&messages);
+        items.extend(messages.iter().flat_map(in_order));
+        if order == Order::Ascending && next >= page.info.message_count {
+            return Ok((items, false));
+        }
+        if bytes > REPLY_BYTES {
+            return Ok((items, next > 0));
+        }
+    }
+}
+
+/// The id of an item in the path.
+pub struct ItemPath(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for ItemPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let ids = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok();
+        let id = ids.into_iter().flat_map(|Path(ids)| ids).find(|(name, _)| name == "item_id");
+        id.map(|(_, id)| Self(id)).ok_or_else(Problem::message_not_found)
+    }
+}
+
+/// Returns an item of a conversation.
+#[utoipa::path(
+    get, path = "/v1/conversations/{conversation_id}/items/{item_id}", tag = "openai",
+    operation_id = "openai_conversation_item",
+    params(("conversation_id" = String, Path), ("item_id" = String, Path)),
+    responses((status = 200, body = ConversationItem), ErrorReply),
+)]
+pub async fn retrieve(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    ConversationPath(session): ConversationPath,
+    ItemPath(id): ItemPath,
+) -> Result<Json<Value>, Problem> {
+    let read = async {
+        shared.store.conversation(&owner, session).await?;
+        let Some(message) = message_of(&id) else { return Err(StoreError::MessageAbsent) };
+        let found = shared.store.find_message(&owner, session, message).await?;
+        found.ok_or(StoreError::MessageAbsent)
+    };
+    let found = in_time(read).await.map_err(of_conversation)?;
+    let item = items_of(&found.message).into_iter().find(|item| item["id"] == *id);
+    item.map(Json).ok_or_else(Problem::message_not_found)
+}
+
+fn read_added(object: &Object, _text: &[u8]) -> Result<Vec<InputItem>, FieldError> {
+    let parameters = body::parameters(object)?;
+    let mut params = Params::of_request(&parameters);
+    params.required("items")?;
+    let list = params.list("items")?.unwrap_or_default();
+    let items = read_items(&params, list)?;
+    params.finish()?;
+    Ok(items)
+}
+
+/// Adds items to a conversation in which no response runs or waits. The model gets them with the next one.
+#[utoipa::path(
+    post, path = "/v1/conversations/{conversation_id}/items", tag = "openai",
+    operation_id = "openai_create_conversation_items", params(("conversation_id" = String, Path)),
+    request_body = CreateItems,
+    responses(
+        (status = 200, body = ConversationItems, description = "The items that were added"),
+        ErrorReply,
+    ),
+)]
+pub async fn create(
+    State(shared): State<Shared>,
+    LimitedCaller(subject): LimitedCaller,
+    ConversationPath(session): ConversationPath,
+    QueryFields(query): QueryFields,
+    request: Request,
+) -> Result<Json<ConversationItems>, Problem> {
+    let mut fields = Fields::new("query", &query);
+    check_names(&mut fields, &[], &query);
+    fields.finish(())?;
+    let owner = &subject.owner;
+    let (items, room) = body::read(request, &shared, CONVERSATION_BYTES, read_added).await?;
+    in_time(shared.store.conversation(owner, session)).await.map_err(of_conversation)?;
+    let mut calls = CallNames::default();
+    if input::has_result_of_earlier_call(&items) {
+        let newest = in_time(newest_messages(&shared.store, owner, session)).await;
+        calls.add_all(&newest.map_err(of_conversation)?);
+    }
+    let messages = added(calls, &items)?;
+    drop((items, room));
+    if messages.is_empty() {
+        // Earlier reasoning is no part of a conversation.
+        return Ok(Json(ConversationItems::of(Vec::new(), ITEMS_AT_ONCE, false)));
+    }
+    let stored = in_time(shared.generations.add_messages(&subject, session, &messages)).await;
+    stored.map_err(of_conversation)?;
+    let items = messages.iter().flat_map(items_of).collect();
+    Ok(Json(ConversationItems::of(items, usize::MAX, false)))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::Utc;
+
+    use super::*;
+    use crate::session::store::message;
+    use crate::session::{GenerationId, Status};
+
+    #[test]
+    fn every_item_names_its_message() {
+        let generation = GenerationId::random();
+        let before = vec![message(Role::System, Utc::now())];
+        let question = Message { before, ..message(Role::User, Utc::now()) };
+        let answer = Message {
+            id: generation.0,
+            generation_id: Some(generation),
+            thinking: Some("hm".to_owned()),
+            status: Some(Status::Complete),
+            ..message(Role::Assistant, Utc::now())
+        };
+        let failed = Message { thinking: None, status: Some(Status::Failed), ..answer.clone() };
+        for (message, count) in [(question, 2), (answer, 2), (failed, 1)] {
+            let items = items_of(&message);
+            assert_eq!(items.len(), count, "{items:?}");
+            for item in items {
+                let id = item["id"].as_str().expect("an id");
+                assert_eq!(message_of(id), Some(message.id), "{id}");
+            }
+        }
+        for other in ["", "msg", "msg_", "msg_12", "msg_字字字字字字字字字字字"] {
+            assert_eq!(message_of(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Conversations: sessions that clients create first, and in which responses are turns.
+//!
+//! A conversation is a session as the native front has it: its turns run one after another, it is listed for
+//! its user, and it is on its owner's budget. The folder's parts are the conversation itself (`object`) and
+//! its items (`items`).
+
+pub(crate) mod items;
+pub(crate) mod object;
+pub mod schema;
+
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
+
+use super::conversation_id::{conversation_not_found, parse_conversation_id};
+use crate::http::problem::Problem;
+use crate::session::SessionId;
+
+/// The session of the conversation in the path.
+pub struct ConversationPath(pub SessionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for ConversationPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let ids = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok();
+        let id = ids.into_iter().flat_map(|Path(ids)| ids).find(|(name, _)| name == NAME);
+        let session = id.and_then(|(_, id)| parse_conversation_id(&id));
+        let session = session.ok_or_else(conversation_not_found)?;
+        tracing::Span::current().record("session", session.redacted());
+        Ok(Self(session))
+    }
+}
+
+/// The parameter of the path with the id of a conversation.
+const NAME: &str = "conversation_id";
+
+/// Returns the error of a conversation in place of that of its session.
+fn of_conversation(problem: Problem) -> Problem {
+    if problem.code == "session_not_found" { conversation_not_found() } else { problem }
+}
