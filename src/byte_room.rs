@@ -20,8 +20,23 @@ pub struct ByteRoom {
     total: u32,
     /// The KiB of one share.
     share: u32,
-    /// The shares of those that take room or wait for it.
-    shares: Arc<Mutex<HashMap<ShareKey, Weak<Semaphore>>>>,
+    shares: Shares,
+}
+
+/// The shares of those that take a part of something, or wait for it. Cloning is cheap, and clones share
+/// it.
+#[derive(Clone, Debug)]
+pub struct Shares {
+    /// The permits of one share.
+    permits: usize,
+    of_key: Arc<Mutex<HashMap<ShareKey, Weak<Semaphore>>>>,
+}
+
+/// A room, of which one client takes parts in the name of its network or user. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct ClientRoom {
+    room: ByteRoom,
+    key: Option<ShareKey>,
 }
 
 /// Room that is taken until it is dropped.
@@ -41,7 +56,7 @@ impl ByteRoom {
             free: Arc::new(Semaphore::new(total as usize)),
             total,
             share,
-            shares: Arc::default(),
+            shares: Shares::new(share as usize),
         }
     }
 
@@ -58,7 +73,7 @@ impl ByteRoom {
         let wanted = kib_of(bytes, most);
         let take = async {
             let of_share = match key {
-                Some(key) => Some(self.share(key).acquire_many_owned(wanted).await.ok()?),
+                Some(key) => Some(self.shares.of(key).acquire_many_owned(wanted).await.ok()?),
                 None => None,
             };
             let of_process = Arc::clone(&self.free).acquire_many_owned(wanted).await.ok()?;
@@ -73,7 +88,7 @@ impl ByteRoom {
         let most = self.most_kib(key);
         let wanted = kib_of(bytes, most);
         let of_share = match key {
-            Some(key) => Some(self.share(key).try_acquire_many_owned(wanted).ok()?),
+            Some(key) => Some(self.shares.of(key).try_acquire_many_owned(wanted).ok()?),
             None => None,
         };
         let of_process = Arc::clone(&self.free).try_acquire_many_owned(wanted).ok()?;
@@ -88,9 +103,17 @@ impl ByteRoom {
     fn most_kib(&self, key: Option<ShareKey>) -> u32 {
         if key.is_some() { self.share } else { self.total }
     }
+}
 
-    fn share(&self, key: ShareKey) -> Arc<Semaphore> {
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+impl Shares {
+    /// Creates shares of so many permits each.
+    pub fn new(permits: usize) -> Self {
+        Self { permits, of_key: Arc::default() }
+    }
+
+    /// Returns the share of a network or a user.
+    pub fn of(&self, key: ShareKey) -> Arc<Semaphore> {
+        let mut shares = self.of_key.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(share) = shares.get(&key).and_then(Weak::upgrade) {
             return share;
         }
@@ -98,9 +121,31 @@ impl ByteRoom {
             // Whoever takes room or waits for it holds the share.
             shares.retain(|_, share| share.strong_count() > 0);
         }
-        let share = Arc::new(Semaphore::new(self.share as usize));
+        let share = Arc::new(Semaphore::new(self.permits));
         shares.insert(key, Arc::downgrade(&share));
         share
+    }
+}
+
+impl ClientRoom {
+    /// Creates the room of a client.
+    pub fn new(room: ByteRoom, key: Option<ShareKey>) -> Self {
+        Self { room, key }
+    }
+
+    /// Waits for room for so many bytes, as [`ByteRoom::take`] does.
+    pub async fn take(&self, bytes: usize, limit: Duration) -> Option<RoomPermit> {
+        self.room.take(self.key, bytes, limit).await
+    }
+
+    /// Takes room for so many bytes, as [`ByteRoom::try_take`] does.
+    pub fn try_take(&self, bytes: usize) -> Option<RoomPermit> {
+        self.room.try_take(self.key, bytes)
+    }
+
+    /// Returns how many bytes the client may take at most.
+    pub fn most(&self) -> usize {
+        self.room.most(self.key)
     }
 }
 
@@ -110,6 +155,18 @@ impl RoomPermit {
     pub fn shrink(self, bytes: usize) -> Self {
         let of_share = self.of_share.map(|permit| shrink(permit, bytes));
         Self { of_process: shrink(self.of_process, bytes), of_share, most: self.most }
+    }
+
+    /// Takes apart what it has for so many bytes, or all of it where it has less.
+    #[must_use]
+    pub fn split(&mut self, bytes: usize) -> Option<Self> {
+        let split = |permit: &mut OwnedSemaphorePermit| {
+            let count = kib(bytes).min(permit.num_permits());
+            permit.split(count)
+        };
+        let of_share = self.of_share.as_mut().and_then(split);
+        let of_process = split(&mut self.of_process)?;
+        Some(Self { of_process, of_share, most: self.most })
     }
 
     /// Takes or gives back the difference to so many bytes. Returns none where there is no room for more
@@ -122,6 +179,14 @@ impl RoomPermit {
         };
         let of_process = resize(self.of_process, bytes, self.most)?;
         Some(Self { of_process, of_share, most: self.most })
+    }
+
+    /// Adds what another permit of the same room and share has.
+    pub fn merge(&mut self, other: Self) {
+        self.of_process.merge(other.of_process);
+        if let (Some(of_share), Some(other)) = (&mut self.of_share, other.of_share) {
+            of_share.merge(other);
+        }
     }
 
     /// Returns the bytes that it has.
@@ -235,7 +300,7 @@ mod tests {
             let network = key.source(address.parse().expect("an address")).widest_network();
             assert!(room.try_take(network, 1).is_some());
         }
-        let kept = room.shares.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let kept = room.shares.of_key.lock().unwrap_or_else(PoisonError::into_inner).len();
         assert!(kept < SHARES_KEPT, "{kept}: networks that take nothing are forgotten");
     }
 }

@@ -14,6 +14,7 @@ use crate::http::problem::Problem;
 use crate::http::room::{FREE_BYTES, RoomPermit, TakenRoom, no_room};
 use crate::lifecycle::Phase;
 use crate::limits::TurnPermit;
+use crate::source::ShareKey;
 
 /// Texts of one request, at most: as many as a request of Vercel's SDK has.
 pub const TEXTS: usize = 2048;
@@ -65,8 +66,12 @@ impl VectorReply {
     }
 
     /// Adds the vectors of the next texts.
-    async fn add(mut self, slice: EmbeddedSlice) -> Result<Self, Problem> {
-        blocking::run(slice.bytes, move || {
+    async fn add(
+        mut self,
+        slice: EmbeddedSlice,
+        network: Option<ShareKey>,
+    ) -> Result<Self, Problem> {
+        blocking::run(network, slice.bytes, move || {
             for vector in &slice.vectors {
                 if self.vectors > 0 {
                     self.text.push(b',');
@@ -173,10 +178,11 @@ async fn embed(
     mut reply: VectorReply,
 ) -> Result<(VectorReply, EmbedUsage), Problem> {
     let mut run: EmbedRun<'_> = shared.generations.embed(permit, model, request).await?;
+    let network = permit.subject.source.widest_network();
     // The run holds the room of the texts.
     drop(room);
     while let Some(slice) = run.next().await? {
-        reply = reply.add(slice).await?;
+        reply = reply.add(slice, network).await?;
         reply.make_room(shared, permit, request.texts.len()).await?;
     }
     Ok((reply, run.end().await))

@@ -43,6 +43,7 @@ pub async fn read<T: Send + 'static>(
     parse: impl FnOnce(Bytes) -> Result<T, Problem> + Send + 'static,
 ) -> Result<(T, HeldRoom), Problem> {
     let Ok(source) = request.extract_parts_with_state::<Source, _>(shared).await;
+    let network = source.widest_network();
     let usual = shared.settings.max_body_bytes;
     let declared = request.body().size_hint().exact();
     let declared = declared.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -53,7 +54,7 @@ pub async fn read<T: Send + 'static>(
     let whole = request.extensions().get::<WholeBodyRoom>().cloned();
     let permit = match whole.filter(|_| bytes > blocking::SMALL && bytes <= limit) {
         Some(whole) => {
-            let taken = shared.room.take(source.widest_network(), bytes).await;
+            let taken = shared.room.take(network, bytes).await;
             whole.note();
             Some(taken.ok_or_else(no_room)?)
         }
@@ -63,6 +64,6 @@ pub async fn read<T: Send + 'static>(
     let permit = permit.map(|permit| permit.shrink(body.len()));
     // Kept with the text, also where nobody waits for the parse any more.
     let parse = move |text| (parse(text), HeldRoom { _permit: permit });
-    let (parsed, room) = blocking::run(body.len(), move || parse(body.into())).await;
+    let (parsed, room) = blocking::run(network, body.len(), move || parse(body.into())).await;
     Ok((parsed?, room))
 }

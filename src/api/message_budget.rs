@@ -1,4 +1,4 @@
-//! The bytes of messages that have not arrived whole, and of those that wait for others of their socket, of
+//! The bytes of messages that have not arrived whole or were not parsed, and of those that wait for others of their socket, of
 //! all sockets of the process together and of those of one network.
 
 use std::collections::HashMap;

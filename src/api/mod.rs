@@ -6,6 +6,7 @@ pub mod bulk_permits;
 mod embedding;
 mod idempotency;
 mod json_page;
+mod json_size;
 mod large_body;
 pub mod message_budget;
 pub mod native;

@@ -104,6 +104,11 @@ impl SocketPermits {
 }
 
 impl SocketPermit {
+    /// Returns the client's source.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
     /// Holds the user's socket as long as this permit.
     #[must_use]
     pub fn with(self, user: Option<UserSocket>) -> Self {

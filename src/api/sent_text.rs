@@ -43,6 +43,11 @@ impl SentText {
         if self.0.len() == answer.len() { Ok(rest) } else { Err(Diverged) }
     }
 
+    /// Takes what was sent, which is empty then.
+    pub fn take(&mut self) -> String {
+        std::mem::take(&mut self.0)
+    }
+
     /// Returns what was sent.
     pub fn as_str(&self) -> &str {
         &self.0

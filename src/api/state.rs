@@ -20,7 +20,7 @@ use crate::http::extract::caller::TrustedProxies;
 use crate::http::middleware::AllowLists;
 use crate::http::problem::Problem;
 use crate::http::rate_limit::Standings;
-use crate::http::room::ConnectionRoom;
+use crate::http::room::{ConnectionRoom, OutputRoom};
 use crate::lifecycle::Lifecycle;
 use crate::limits::{LimitRefusal, RateLimits, Standing, Subject};
 use crate::readiness::Readiness;
@@ -158,6 +158,11 @@ impl AppState {
                 Problem { standings, ..problem.retry_after(FULL_ADDRESS_RETRY.as_secs()) }
             }
         })
+    }
+
+    /// Returns the room for what a stream or a socket sends to a client at this source.
+    pub fn output_room(&self, source: &Source) -> OutputRoom {
+        OutputRoom::new(&self.room, source.widest_network())
     }
 
     /// Takes the permit for the stream of a turn, where it is streamed: its request was admitted without

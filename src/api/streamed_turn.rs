@@ -14,9 +14,11 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::permits::SocketPermit;
 use super::state::Shared;
+use crate::byte_room::ClientRoom;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::http::rate_limit::Standings;
+use crate::http::room::{NoRoom, OutputRoom, hold};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::sign_in::Validity;
 use crate::telemetry::{CountedOpen, metric};
@@ -78,6 +80,23 @@ pub trait TurnWriter: Send + 'static {
         !output.is_empty()
     }
 
+    /// Returns how many bytes the next frame has at most of those that are made only when they are sent, behind
+    /// the frames that were added; none where there is none.
+    fn next_size(&mut self) -> Option<usize> {
+        None
+    }
+
+    /// Makes that frame.
+    fn next_frame(&mut self) -> Option<String> {
+        None
+    }
+
+    /// Returns the bytes that the front keeps of the turn, beside its frames.
+    fn kept_bytes(&self) -> usize;
+
+    /// Takes the room of what its reader keeps.
+    fn charge(&mut self, room: ClientRoom);
+
     /// Adds what comes before everything else, once the response begins; the turn may still wait.
     ///
     /// # Errors
@@ -95,6 +114,9 @@ pub trait TurnWriter: Send + 'static {
 pub struct StreamedTurn<W> {
     writer: W,
     output: FrontOutput,
+    room: OutputRoom,
+    /// Whether what the front has not made yet is not sent, because the stream ends with an error.
+    has_failed: bool,
     lifecycle: Lifecycle,
     heartbeat: Duration,
     /// When the client has got nothing for so long.
@@ -122,6 +144,9 @@ pub async fn respond<W: TurnWriter>(
 ) -> Result<Response, Problem> {
     let (open, counted) =
         (shared.sockets.token(), CountedOpen::new(metrics::gauge!(metric::EVENT_STREAMS)));
+    let mut room = shared.output_room(permit.source());
+    writer.charge(room.of_client());
+    room.keep(writer.kept_bytes()).await?;
     let begun = async {
         while !writer.has_begun(&output) && !output.has_ended {
             writer.advance(&mut output).await?;
@@ -136,6 +161,8 @@ pub async fn respond<W: TurnWriter>(
     let turn = StreamedTurn {
         writer,
         output,
+        room,
+        has_failed: false,
         lifecycle: shared.lifecycle.clone(),
         heartbeat: shared.settings.heartbeat,
         silent_until: Instant::now() + shared.settings.heartbeat,
@@ -148,7 +175,7 @@ pub async fn respond<W: TurnWriter>(
     let frames = stream::unfold(Box::new(turn), async |mut turn| {
         let frame = turn.next().await?;
         turn.silent_until = Instant::now() + turn.heartbeat;
-        Some((Ok::<_, Infallible>(Bytes::from(frame)), turn))
+        Some((Ok::<_, Infallible>(frame), turn))
     });
     let mut response = Response::new(Body::from_stream(frames));
     response.extensions_mut().insert(Standings(standings));
@@ -163,15 +190,18 @@ pub async fn respond<W: TurnWriter>(
 
 impl<W: TurnWriter> StreamedTurn<W> {
     /// Returns the next frame; none after the last one.
-    async fn next(&mut self) -> Option<String> {
-        let Self { writer, output, lifecycle, .. } = self;
+    async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(frame) = output.frames.pop_front() {
-                return Some(frame);
+            match self.written().await {
+                Ok(None) if self.output.has_ended => return None,
+                Ok(None) => {}
+                Ok(frame) => return frame,
+                Err(refused) => {
+                    self.fail(&refused.into());
+                    continue;
+                }
             }
-            if output.has_ended {
-                return None;
-            }
+            let Self { writer, output, lifecycle, .. } = self;
             let problem = tokio::select! {
                 advanced = writer.advance(output) => match advanced {
                     Ok(()) => continue,
@@ -182,15 +212,47 @@ impl<W: TurnWriter> StreamedTurn<W> {
                 () = last_byte_received(self.last_byte.clone()) => {
                     // The system of a client that is gone resets the connection on a write.
                     self.last_byte = None;
-                    return Some(writer.heartbeat());
+                    return Some(writer.heartbeat().into());
                 }
                 // Updates of which the dialect says nothing do not postpone it.
-                () = sleep_until(self.silent_until) => return Some(writer.heartbeat()),
+                () = sleep_until(self.silent_until) => return Some(writer.heartbeat().into()),
             };
-            // The writer keeps its guard, which cancels a turn that goes on.
-            output.push(writer.error(&problem));
-            output.end();
+            self.fail(&problem);
         }
+    }
+
+    /// Returns the next frame that the front has written, or makes it, with its room; none where it waits
+    /// for the turn.
+    ///
+    /// # Errors
+    /// Where there is no room for it, or for what the front keeps.
+    async fn written(&mut self) -> Result<Option<Bytes>, NoRoom> {
+        let Self { writer, output, room, has_failed, .. } = self;
+        if let Some(frame) = output.frames.pop_front() {
+            let permit = if *has_failed { None } else { room.part(frame.len()).await? };
+            return Ok(Some(hold(frame.into(), permit)));
+        }
+        if *has_failed {
+            return Ok(None);
+        }
+        let kept = writer.kept_bytes();
+        if room.lacks(kept) {
+            room.keep(kept).await?;
+        }
+        let Some(bytes) = writer.next_size() else { return Ok(None) };
+        let permit = room.part(bytes).await?;
+        let Some(frame) = writer.next_frame() else { return Ok(None) };
+        let permit = permit.map(|permit| permit.shrink(frame.len()));
+        Ok(Some(hold(frame.into(), permit)))
+    }
+
+    /// Ends the stream with an error in place of what was not sent. The writer keeps its guard, which
+    /// cancels a turn that goes on.
+    fn fail(&mut self, problem: &Problem) {
+        self.output.frames.clear();
+        self.output.push(self.writer.error(problem));
+        self.output.end();
+        self.has_failed = true;
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use self::outcome::{LoggedEnd, logged_end, stored_answer};
 pub use self::outcome::{TurnOutcome, outcome};
 pub use self::submit::{AcceptedTurn, CancelOnDrop, Submission, submit};
+use crate::byte_room::ClientRoom;
 use crate::generation::Submitted;
 use crate::retry::Backoff;
 use crate::session::{
@@ -144,6 +145,18 @@ impl Follow {
         Ok(Resumed::Following { follow: Box::new(follow), recovered })
     }
 
+    /// Takes room for what its reader reads of Redis, as [`Reader::charge`] does.
+    pub fn charge(&mut self, room: ClientRoom) {
+        self.reader.charge(room);
+    }
+
+    /// Returns the bytes of the stored answer that is still to come; 0 where none is.
+    pub fn stored_bytes(&self) -> usize {
+        self.stored.as_ref().map_or(0, |answer| {
+            answer.content.len() + answer.thinking.as_ref().map_or(0, String::len)
+        })
+    }
+
     /// Returns the generation.
     pub fn generation(&self) -> GenerationId {
         self.generation
@@ -217,7 +230,8 @@ impl Follow {
 
     /// Returns to the generation's beginning, or to its stored answer.
     async fn start_over(&mut self) -> Result<(), FollowError> {
-        let reader = self.feeds.reader(&self.owner, self.session, None).await?;
+        let mut reader = self.feeds.reader(&self.owner, self.session, None).await?;
+        reader.charge_as(&self.reader);
         match outcome(&self.store, &self.owner, self.session, self.generation, None).await? {
             TurnOutcome::Open => self.reader = reader,
             TurnOutcome::Ended { message, .. } => self.stored = Some(message),

@@ -18,6 +18,7 @@ use crate::session::image::to_base64;
 use crate::session::model::Failure;
 use crate::session::store::Turn;
 use crate::session::{GenerationId, Image, ImageRef, Owner, SessionId, StoreError};
+use crate::source::ShareKey;
 
 /// Bytes of images that are held in memory, at most: of accepted turns, of which the oldest go beyond it;
 /// and as many of turns whose acceptance is retried.
@@ -230,7 +231,10 @@ pub(super) async fn add_images(
                 let data = generations.image(turn, image).await;
                 let base64 = match data {
                     Some(data) => {
-                        let text = blocking::run(data.len(), move || to_base64(&data)).await;
+                        let bytes = data.len();
+                        let network = ShareKey::of_network(&turn.spec.source);
+                        let encode = move || to_base64(&data);
+                        let text = blocking::run(network, bytes, encode).await;
                         Some(text.into())
                     }
                     None => None,

@@ -233,13 +233,11 @@ struct LentBody {
 enum BodyRoom {
     /// The body is read only once there is room; none where there is none in time.
     Waits(BoxFuture<'static, Option<BodyPermits>>),
-    Reserved {
-        _permits: BodyPermits,
-    },
+    Reserved(BodyPermits),
 }
 
-/// The room of a body: of the process, and of its connection of HTTP/2.
-type BodyPermits = (Option<RoomPermit>, Option<OwnedSemaphorePermit>);
+/// The room of a body: of the process, with the handler's part in it, and of its connection of HTTP/2.
+type BodyPermits = (Option<(RoomPermit, WholeBodyRoom)>, Option<OwnedSemaphorePermit>);
 
 impl BodyRoom {
     /// Returns the room that a body needs before it is read.
@@ -253,7 +251,7 @@ impl BodyRoom {
         let declared = body.size_hint().upper().and_then(|size| usize::try_from(size).ok());
         let bytes = declared.unwrap_or(BODY_BYTES).min(BODY_BYTES);
         if body.is_end_stream() || (http_2.is_none() && bytes <= FREE_BYTES) {
-            return Self::Reserved { _permits: (None, None) };
+            return Self::Reserved((None, None));
         }
         let network = room.network(peer, headers);
         let (room, of_connection) = (room.clone(), http_2.map(|it| it.reserve(bytes)));
@@ -265,7 +263,8 @@ impl BodyRoom {
             if bytes <= FREE_BYTES || whole.is_taken() {
                 return Some((None, of_connection));
             }
-            Some((Some(room.take(network, bytes).await?), of_connection))
+            let taken = room.take(network, bytes).await?;
+            Some((Some((taken, whole)), of_connection))
         }))
     }
 }
@@ -291,7 +290,10 @@ impl LentBody {
 
     fn report(&mut self, body_end: BodyEnd) {
         self.body = None;
-        self.room = BodyRoom::Reserved { _permits: (None, None) };
+        let room = std::mem::replace(&mut self.room, BodyRoom::Reserved((None, None)));
+        if let (BodyEnd::Read, BodyRoom::Reserved((Some((taken, whole)), _))) = (&body_end, room) {
+            whole.keep(taken);
+        }
         if let Some(end) = self.end.take() {
             // The receiver is gone where the connection is.
             let _ = end.send(body_end);
@@ -311,11 +313,11 @@ impl HttpBody for LentBody {
         if let BodyRoom::Waits(room) = &mut self.room {
             let Some(permits) = ready!(room.as_mut().poll(context)) else {
                 self.has_no_room.store(true, Ordering::Relaxed);
-                self.room = BodyRoom::Reserved { _permits: (None, None) };
+                self.room = BodyRoom::Reserved((None, None));
                 let refused = io::Error::from(io::ErrorKind::OutOfMemory);
                 return Poll::Ready(Some(Err(axum::Error::new(refused))));
             };
-            self.room = BodyRoom::Reserved { _permits: permits };
+            self.room = BodyRoom::Reserved(permits);
         }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(context);

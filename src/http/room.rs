@@ -2,15 +2,18 @@
 //! are not read yet, of all connections of the process together.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Bytes, HttpBody};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::HeaderMap;
 use axum::response::Response;
+use hyper::body::{Frame, SizeHint};
 
-use crate::byte_room::ByteRoom;
+use crate::byte_room::{ByteRoom, ClientRoom};
 use crate::http::extract::caller::ClientSources;
 use crate::http::problem::Problem;
 use crate::source::ShareKey;
@@ -19,6 +22,8 @@ pub use crate::byte_room::{RoomPermit, kib, resize};
 
 /// Bytes of a body or a reply that take no room: as many as other buffers of a connection hold anyway.
 pub const FREE_BYTES: usize = 16 << 10;
+/// Bytes of a part of a stream that take no room: a piece of an answer, as JSON, fits.
+pub const FREE_PART: usize = 20 << 10;
 /// Bytes of a reply for which a request that only reads reserves room before it is handled. A page is
 /// bounded by it, unless its only item is larger.
 pub const REPLY_BYTES: usize = 1 << 20;
@@ -64,20 +69,33 @@ impl ConnectionRoom {
     }
 }
 
-/// Says that a handler has taken the room for the whole body of its request, so that the connection takes
-/// none: who holds room while waiting for more could wait for others that do the same.
+/// The room of the body of one request, which its handler and its connection share.
 #[derive(Clone, Debug, Default)]
-pub struct WholeBodyRoom(Arc<AtomicBool>);
+pub struct WholeBodyRoom(Arc<BodyRoomState>);
+
+#[derive(Debug, Default)]
+struct BodyRoomState {
+    is_taken: AtomicBool,
+    /// What the connection took for a body that has arrived whole.
+    kept: Mutex<Option<RoomPermit>>,
+}
 
 impl WholeBodyRoom {
-    /// Notes that the room was taken.
+    /// Notes that the handler has taken the room for the whole body, so that the connection takes none: a
+    /// request that holds room while it waits for more could wait for others that do the same.
     pub fn note(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_taken.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether the room was taken.
+    /// Returns whether the handler has taken the room.
     pub fn is_taken(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_taken.load(Ordering::Relaxed)
+    }
+
+    /// Keeps what the connection took, until the last clone is dropped: a handler that parses the body
+    /// keeps one as long.
+    pub fn keep(&self, permit: RoomPermit) {
+        *self.0.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(permit);
     }
 }
 
@@ -90,6 +108,131 @@ impl TakenRoom {
     /// Returns bytes that keep the room taken until the last part of them is dropped.
     pub fn hold(&self, bytes: Bytes) -> Bytes {
         Bytes::from_owner(HeldBytes { bytes, _room: self.clone() })
+    }
+}
+
+/// Returns bytes that keep their own room, where they have any, until the last part of them is dropped.
+pub fn hold(bytes: Bytes, permit: Option<RoomPermit>) -> Bytes {
+    match permit {
+        Some(permit) => TakenRoom::new(permit).hold(bytes),
+        None => bytes,
+    }
+}
+
+/// The room of what one stream or socket sends, in the name of its network: what it keeps while it is open,
+/// and each part until it was written. Up to [`FREE_BYTES`] of what is kept, and parts of up to
+/// [`FREE_PART`], take none.
+#[derive(Debug)]
+pub struct OutputRoom {
+    of_client: ClientRoom,
+    kept: Option<RoomPermit>,
+}
+
+/// There is no room for what a stream or a socket sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom;
+
+impl OutputRoom {
+    /// Creates the room of a stream or a socket, of which nothing is taken.
+    pub fn new(room: &ConnectionRoom, network: Option<ShareKey>) -> Self {
+        Self { of_client: ClientRoom::new(room.room.clone(), network), kept: None }
+    }
+
+    /// Returns the room of what the reader of a session keeps.
+    pub fn of_client(&self) -> ClientRoom {
+        self.of_client.clone()
+    }
+
+    /// Waits for the room of a part of so many bytes, before it is made.
+    ///
+    /// # Errors
+    /// Where there is none within [`ROOM_LIMIT`].
+    pub async fn part(&self, bytes: usize) -> Result<Option<RoomPermit>, NoRoom> {
+        if bytes <= FREE_PART {
+            return Ok(None);
+        }
+        self.of_client.take(bytes, ROOM_LIMIT).await.map(Some).ok_or(NoRoom)
+    }
+
+    /// Returns whether so many bytes that are kept need more room than was taken for them.
+    pub fn lacks(&self, bytes: usize) -> bool {
+        bytes > FREE_BYTES && self.kept.as_ref().is_none_or(|kept| kept.bytes() < bytes)
+    }
+
+    /// Waits for the room of so many bytes that are kept as long as this is. It is taken in steps.
+    ///
+    /// # Errors
+    /// Where there is none within [`ROOM_LIMIT`].
+    pub async fn keep(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        let bytes = bytes.min(self.of_client.most());
+        if !self.lacks(bytes) {
+            return Ok(());
+        }
+        let has = self.kept.as_ref().map_or(0, RoomPermit::bytes);
+        let wanted = (bytes - has).next_multiple_of(FREE_BYTES);
+        let more = self.of_client.take(wanted, ROOM_LIMIT).await.ok_or(NoRoom)?;
+        match &mut self.kept {
+            Some(kept) => kept.merge(more),
+            None => self.kept = Some(more),
+        }
+        Ok(())
+    }
+}
+
+impl From<NoRoom> for Problem {
+    fn from(NoRoom: NoRoom) -> Self {
+        no_room()
+    }
+}
+
+/// The room of the frame that a stream hands over next, where a library between makes the frames.
+#[derive(Clone, Debug, Default)]
+pub struct HandedRoom(Arc<Mutex<Option<RoomPermit>>>);
+
+impl HandedRoom {
+    /// Hands over the room of the next frame, where it has any.
+    pub fn put(&self, room: Option<RoomPermit>) {
+        if room.is_some() {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = room;
+        }
+    }
+
+    /// Returns a body whose frames keep what is handed over.
+    pub fn held_by(self, body: Body) -> Body {
+        Body::new(HandedBody { body, handed: self })
+    }
+
+    fn take(&self) -> Option<RoomPermit> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+struct HandedBody {
+    body: Body,
+    handed: HandedRoom,
+}
+
+impl HttpBody for HandedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let held = |data: Bytes| {
+            if data.len() > FREE_PART { hold(data, self.handed.take()) } else { data }
+        };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(held))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -119,9 +262,66 @@ pub fn no_room() -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{StreamExt, stream};
     use tokio::time::timeout;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_stream_keeps_and_each_part_of_it_take_room_and_little_takes_none() {
+        let soon = Duration::from_millis(50);
+        let room = ConnectionRoom::new(1, ClientSources::default());
+        let mut output = OutputRoom::new(&room, None);
+        assert!(!output.lacks(FREE_BYTES) && output.keep(FREE_BYTES).await.is_ok());
+        assert!(output.part(FREE_PART).await.is_ok_and(|permit| permit.is_none()));
+        output.keep(FREE_BYTES + 1).await.expect("room");
+        assert!(!output.lacks(2 * FREE_BYTES), "it is taken in steps");
+        output.keep(500 << 10).await.expect("room");
+        let part = output.part(500 << 10).await.expect("room");
+        assert!(part.is_some());
+        let other = OutputRoom::new(&room, None);
+        assert!(timeout(soon, other.part(100 << 10)).await.is_err());
+        assert!(timeout(soon, output.keep(700 << 10)).await.is_err());
+        drop((part, output));
+        assert!(other.part(1 << 20).await.is_ok(), "it does not come back");
+        let mut all = OutputRoom::new(&room, None);
+        assert!(all.keep(1 << 30).await.is_ok(), "more than there may be counts as all of it");
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_a_library_makes_keeps_the_room_that_was_handed_over_for_it() {
+        let room = ConnectionRoom::new(1, ClientSources::default());
+        let output = OutputRoom::new(&room, None);
+        let handed = HandedRoom::default();
+        let frames = [vec![0; 8], vec![0; 1 << 20], vec![0; 8]].map(Ok::<_, Infallible>);
+        let body = handed.clone().held_by(Body::from_stream(stream::iter(frames)));
+        let mut body = body.into_data_stream();
+        let mut next = async || body.next().await.expect("a frame").expect("no error");
+        drop(next().await);
+        handed.put(output.part(1 << 20).await.expect("room"));
+        let large = next().await;
+        handed.put(None);
+        drop(next().await);
+        let soon = Duration::from_millis(50);
+        assert!(timeout(soon, output.part(1 << 20)).await.is_err(), "the frame is not dropped");
+        drop(large);
+        assert!(output.part(1 << 20).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_read_keeps_its_room_as_long_as_its_handler_wants() {
+        let room = ConnectionRoom::new(1, ClientSources::default());
+        let of_connection = WholeBodyRoom::default();
+        let of_handler = of_connection.clone();
+        of_connection.keep(room.take(None, 1 << 20).await.expect("room"));
+        drop(of_connection);
+        let soon = Duration::from_millis(50);
+        assert!(timeout(soon, room.take(None, 1 << 20)).await.is_err());
+        drop(of_handler);
+        assert!(room.take(None, 1 << 20).await.is_some());
+    }
 
     #[tokio::test]
     async fn bytes_keep_their_room_until_the_last_part_is_dropped() {

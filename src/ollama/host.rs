@@ -186,7 +186,7 @@ impl Host {
             ReplyLimits { deadline: Instant::now() + self.limits.first_token, late, large };
         let request = self.post(path)?.json(body);
         let body = self.fetch(request, model, limits).await?;
-        let vectors = blocking::run(body.len(), move || Vectors::parse(&utf8(body))).await;
+        let vectors = blocking::run(None, body.len(), move || Vectors::parse(&utf8(body))).await;
         self.parsed(vectors)
     }
 

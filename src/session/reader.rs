@@ -15,10 +15,15 @@ use super::feed::{Feed, FeedState, Feeds, GRACE, Newest};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{ReadFrom, ReadOutcome, StoreError};
 use super::window::{Step, Window};
+use crate::byte_room::{ClientRoom, RoomPermit};
 use crate::retry::Backoff;
 
 /// The largest piece of text for a reader that catches up, in bytes.
 const PIECE_BYTES: usize = 16 << 10;
+/// Bytes of a window that take no room.
+const FREE_BYTES: usize = 16 << 10;
+/// How long a reader waits for room for a window, after one for which there was none.
+const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
 /// The next item of a reader.
 #[derive(Debug)]
@@ -41,7 +46,11 @@ pub struct Reader {
     /// Whether the reader's caller is anonymous.
     is_anonymous: bool,
     /// The window that a reader behind the feed's window read from Redis.
-    catching_up: Option<Box<Window>>,
+    catching_up: Option<Box<HeldWindow>>,
+    /// The room of such windows; none where they take none.
+    room: Option<Box<ClientRoom>>,
+    /// Bytes of the last such window, where there was no room for it.
+    unpaid: usize,
     lost: bool,
     /// The number of the feed's history that the cursor was known in last.
     history: u64,
@@ -49,6 +58,15 @@ pub struct Reader {
     attempts: Option<Box<ReadAttempts>>,
     /// The queue position that was delivered last.
     queued: Option<Queued>,
+}
+
+/// A window that a reader holds.
+struct HeldWindow {
+    window: Window,
+    _room: Option<RoomPermit>,
+    /// Whether the reader gives it back after one step, and reads it again: it has no room, and the client
+    /// may take as long as it likes for what it is sent.
+    is_for_one_step: bool,
 }
 
 /// Attempts to read Redis that have not succeeded yet.
@@ -126,6 +144,8 @@ impl Reader {
             cursor,
             is_anonymous,
             catching_up: None,
+            room: None,
+            unpaid: 0,
             lost: false,
             history,
             attempts: None,
@@ -153,6 +173,37 @@ impl Reader {
         self.catching_up = None;
         self.lost = false;
         self.history = self.feed.state().histories;
+    }
+
+    /// Takes room for what it reads of Redis from now on, and for what it has read, until that was
+    /// delivered.
+    pub fn charge(&mut self, room: ClientRoom) {
+        self.room = Some(Box::new(room));
+        if let Some(held) = self.catching_up.take() {
+            self.catching_up = Some(self.held(held.window, None));
+        }
+    }
+
+    /// Takes room as another reader of the same client does.
+    pub fn charge_as(&mut self, other: &Self) {
+        if let Some(room) = &other.room {
+            self.charge(ClientRoom::clone(room));
+        }
+    }
+
+    /// Returns a window with its room, where there is any at once.
+    fn held(&mut self, window: Window, room: Option<RoomPermit>) -> Box<HeldWindow> {
+        let bytes = window.read_bytes();
+        let (room, has_room) = match self.room.as_deref().filter(|_| bytes > FREE_BYTES) {
+            None => (None, true),
+            Some(of_client) => {
+                let room = room.map_or_else(|| of_client.try_take(bytes), |it| it.resize(bytes));
+                let has_room = room.is_some();
+                (room, has_room)
+            }
+        };
+        self.unpaid = if has_room { 0 } else { bytes };
+        Box::new(HeldWindow { window, _room: room, is_for_one_step: !has_room })
     }
 
     /// Waits for the next change. Cancel-safe.
@@ -200,6 +251,10 @@ impl Reader {
     /// Reads the changes after the cursor from Redis. A cursor that Redis does not know is lost
     /// after `grace`.
     async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
+        let room = match self.room.as_deref().filter(|_| self.unpaid > 0) {
+            Some(room) => room.take(self.unpaid, ROOM_LIMIT).await,
+            None => None,
+        };
         let from = ReadFrom::Cursor(self.cursor, 0);
         let (history, lost_since) = {
             let state = self.feed.state();
@@ -210,7 +265,7 @@ impl Reader {
             ReadOutcome::Window { window, .. } => {
                 self.lost =
                     matches!(window.next(&self.cursor, PIECE_BYTES), Step::Behind | Step::Unknown);
-                self.catching_up = Some(Box::new(window));
+                self.catching_up = Some(self.held(window, room));
             }
             ReadOutcome::Behind => self.lost = true,
             ReadOutcome::Absent if self.cursor == Cursor::START => {}
@@ -232,15 +287,17 @@ impl Reader {
     }
 
     fn advance(&mut self) -> Advance {
-        if let Some(window) = self.catching_up.take() {
+        if let Some(held) = self.catching_up.take() {
             let advance = loop {
-                match self.step(&window) {
+                match self.step(&held.window) {
                     Advance::Moved => {}
                     advance => break advance,
                 }
             };
             if let Advance::Delta(..) = advance {
-                self.catching_up = Some(window);
+                if !held.is_for_one_step {
+                    self.catching_up = Some(held);
+                }
                 return advance;
             }
         }

@@ -27,6 +27,8 @@ pub struct Window {
     answers: Vec<AnswerText>,
     /// The generation that runs at the end of the window.
     running: Option<GenerationId>,
+    /// Bytes of the read of Redis that it came from.
+    read_bytes: usize,
 }
 
 /// The next step of a reader.
@@ -81,7 +83,8 @@ pub enum Step<'a> {
 impl Window {
     /// Creates a window that ends after the event `number` and holds nothing.
     pub fn empty(number: u64, tag: Tag, running: Option<GenerationId>) -> Self {
-        Self { base: (number, tag), events: VecDeque::new(), answers: Vec::new(), running }
+        let (base, events, answers) = ((number, tag), VecDeque::new(), Vec::new());
+        Self { base, events, answers, running, read_bytes: 0 }
     }
 
     /// Creates a window from a read of Redis: `events` follow `base` without a gap.
@@ -92,7 +95,18 @@ impl Window {
         running: Option<GenerationId>,
     ) -> Self {
         let events = events.into_iter().map(Arc::new).collect();
-        Self { base, events, answers, running }
+        Self { base, events, answers, running, read_bytes: 0 }
+    }
+
+    /// Notes the bytes of the read of Redis that the window came from.
+    #[must_use]
+    pub fn read_in(self, read_bytes: usize) -> Self {
+        Self { read_bytes, ..self }
+    }
+
+    /// Returns those bytes.
+    pub fn read_bytes(&self) -> usize {
+        self.read_bytes
     }
 
     /// Returns the number and tag of the last event.

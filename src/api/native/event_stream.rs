@@ -26,6 +26,7 @@ use crate::http::middleware::OpenedSocket;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::http::rate_limit::Standings;
+use crate::http::room::{FREE_PART, HandedRoom, NoRoom, OutputRoom, REPLY_BYTES, RoomPermit};
 use crate::lifecycle::Phase;
 use crate::retry::Backoff;
 use crate::session::{
@@ -42,13 +43,26 @@ enum StreamSource {
     Turn(Box<Follow>),
 }
 
+/// An event that was not sent yet.
+struct QueuedEvent {
+    event: Event,
+    bytes: usize,
+    /// Its room, where that was taken before it was made.
+    room: Option<RoomPermit>,
+}
+
 /// An event stream.
 struct EventStream {
     shared: Shared,
     owner: Owner,
     session: SessionId,
     source: StreamSource,
-    queue: VecDeque<Event>,
+    queue: VecDeque<QueuedEvent>,
+    room: OutputRoom,
+    /// The room of the frame that is handed over.
+    handed: HandedRoom,
+    /// The stored answer that is to be sent.
+    stored: Option<Box<Message>>,
     /// Whether events were sent that a restart takes back.
     begun: bool,
     ended: bool,
@@ -174,6 +188,33 @@ pub async fn of_turn(
     Ok(events.into_response())
 }
 
+/// Why there is no snapshot.
+enum NoSnapshot {
+    Room(NoRoom),
+    Store(StoreError),
+}
+
+impl From<NoRoom> for NoSnapshot {
+    fn from(refused: NoRoom) -> Self {
+        Self::Room(refused)
+    }
+}
+
+impl From<StoreError> for NoSnapshot {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<NoSnapshot> for Problem {
+    fn from(none: NoSnapshot) -> Self {
+        match none {
+            NoSnapshot::Room(refused) => refused.into(),
+            NoSnapshot::Store(error) => error.into(),
+        }
+    }
+}
+
 impl EventStream {
     fn new(
         shared: Shared,
@@ -184,12 +225,21 @@ impl EventStream {
     ) -> Self {
         let open = shared.sockets.token();
         let counted = CountedOpen::new(metrics::gauge!(metric::EVENT_STREAMS));
+        let room = shared.output_room(permit.source());
+        let mut source = source;
+        match &mut source {
+            StreamSource::Session(reader) => reader.charge(room.of_client()),
+            StreamSource::Turn(follow) => follow.charge(room.of_client()),
+        }
         Self {
             shared,
             owner,
             session,
             source,
             queue: VecDeque::new(),
+            room,
+            handed: HandedRoom::default(),
+            stored: None,
             begun: false,
             ended: false,
             guard: None,
@@ -226,11 +276,17 @@ impl EventStream {
     }
 
     fn send(&mut self, json: &Utf8Bytes, cursor: Option<Cursor>) {
+        self.send_in(None, json, cursor);
+    }
+
+    /// Sends an event for which there is room.
+    fn send_in(&mut self, room: Option<RoomPermit>, json: &Utf8Bytes, cursor: Option<Cursor>) {
         let event = Event::default().data(json.as_str());
-        self.queue.push_back(match cursor {
+        let event = match cursor {
             Some(cursor) => event.id(cursor.to_string()),
             None => event,
-        });
+        };
+        self.queue.push_back(QueuedEvent { event, bytes: json.len(), room });
     }
 
     fn send_delta(&mut self, delta: &Delta) {
@@ -240,12 +296,34 @@ impl EventStream {
     }
 
     /// Sends a generation from its stored message, and ends the stream.
-    fn replay(&mut self, message: &Message, end: Cursor) {
-        let events = wire::replay(message, false, end);
+    ///
+    /// # Errors
+    /// Where there is no room for its events.
+    async fn replay(&mut self, message: Box<Message>) -> Result<(), NoRoom> {
+        let end = match &self.source {
+            StreamSource::Session(reader) => reader.cursor(),
+            StreamSource::Turn(follow) => follow.end(),
+        };
+        let mut room = self.room.part(wire::replay_bytes(&message)).await?;
+        let events = wire::replay(&message, false, end);
+        drop(message);
         let last = events.len().saturating_sub(1);
         for (index, json) in events.iter().enumerate() {
-            self.send(json, (index == last).then_some(end));
+            let part = match &mut room {
+                Some(room) if json.len() > FREE_PART => room.split(json.len()),
+                _ => None,
+            };
+            self.send_in(part, json, (index == last).then_some(end));
         }
+        self.end();
+        Ok(())
+    }
+
+    /// Ends the stream with an error in place of what was not sent.
+    fn fail(&mut self, problem: &Problem) {
+        self.queue.clear();
+        let json = wire::error(problem, None);
+        self.send(&json, None);
         self.end();
     }
 
@@ -268,12 +346,14 @@ impl EventStream {
         }
     }
 
-    async fn send_snapshot(&mut self) -> Result<(), StoreError> {
+    async fn send_snapshot(&mut self) -> Result<(), NoSnapshot> {
         let store = &self.shared.store;
+        let room = self.room.part(REPLY_BYTES).await?;
         let taken = snapshot::take(store, &self.owner, self.session, wire::EVENT_BYTES).await?;
         self.restart(taken.running.as_ref().map(|(generation, _)| *generation));
         let (json, cursor) = wire::snapshot(&taken);
-        self.send(&json, Some(cursor));
+        let room = room.map(|room| room.shrink(json.len()));
+        self.send_in(room, &json, Some(cursor));
         if let StreamSource::Session(reader) = &mut self.source {
             reader.move_to(cursor);
         }
@@ -286,18 +366,18 @@ impl EventStream {
             StreamSource::Session(reader) => match reader.next().await {
                 Delivered::Delta(delta) => self.send_delta(&delta),
                 Delivered::Transferred => self.end(),
-                Delivered::Lost => {
-                    if let Err(error) = self.send_snapshot().await {
+                Delivered::Lost => match self.send_snapshot().await {
+                    Ok(()) => self.backoff.reset(),
+                    Err(NoSnapshot::Store(error)) => {
                         tracing::debug!(%error, "event stream waiting for redis");
                         let _ = self.backoff.pause().await;
-                    } else {
-                        self.backoff.reset();
                     }
-                }
+                    Err(NoSnapshot::Room(refused)) => self.fail(&refused.into()),
+                },
             },
             StreamSource::Turn(follow) => {
                 let update = follow.next().await;
-                let (generation, end) = (follow.generation(), follow.end());
+                let generation = follow.generation();
                 match update {
                     Ok(Update::Delta(delta)) => {
                         self.send_delta(&delta);
@@ -306,7 +386,7 @@ impl EventStream {
                         }
                     }
                     Ok(Update::Restart) => self.restart(Some(generation)),
-                    Ok(Update::Stored(message)) => self.replay(&message, end),
+                    Ok(Update::Stored(message)) => self.stored = Some(message),
                     Err(error) => {
                         let json = wire::error(&error.into(), None);
                         self.send(&json, None);
@@ -319,11 +399,29 @@ impl EventStream {
 
     async fn next(mut self: Box<Self>) -> Option<(Result<Event, Infallible>, Box<Self>)> {
         loop {
-            if let Some(event) = self.queue.pop_front() {
+            if let Some(QueuedEvent { event, bytes, room }) = self.queue.pop_front() {
+                let room = match room {
+                    None => self.room.part(bytes).await,
+                    room => Ok(room),
+                };
+                match room {
+                    Ok(room) => self.handed.put(room),
+                    Err(refused) => {
+                        self.fail(&refused.into());
+                        continue;
+                    }
+                }
                 return Some((Ok(event), self));
             }
             if self.ended {
                 return None;
+            }
+            // Not among what is waited for below: what was taken of the turn would be lost.
+            if let Some(message) = self.stored.take() {
+                if let Err(refused) = self.replay(message).await {
+                    self.fail(&refused.into());
+                }
+                continue;
             }
             // The client of an endless stream reconnects to another replica; a turn may end here.
             let end = match self.source {
@@ -348,7 +446,8 @@ impl EventStream {
                 () = last_byte_received(self.last_byte.clone()) => {
                     // The system of a client that is gone resets the connection on a write.
                     self.last_byte = None;
-                    self.queue.push_back(Event::default().comment(""));
+                    let event = Event::default().comment("");
+                    self.queue.push_back(QueuedEvent { event, bytes: 0, room: None });
                 }
                 () = self.advance() => {}
             }
@@ -359,8 +458,10 @@ impl EventStream {
     fn into_response(self) -> Response {
         let standings = self.permit.standings();
         let heartbeat = KeepAlive::new().interval(self.shared.settings.heartbeat);
+        let handed = self.handed.clone();
         let events = stream::unfold(Box::new(self), Self::next);
-        let mut response = Sse::new(events).keep_alive(heartbeat).into_response();
+        let response = Sse::new(events).keep_alive(heartbeat).into_response();
+        let mut response = response.map(|body| handed.held_by(body));
         response.extensions_mut().insert(Standings(standings));
         let headers = response.headers_mut();
         let caching = HeaderValue::from_static("no-cache, no-transform");

@@ -33,6 +33,7 @@ use crate::http::extract::body::check_encoding;
 use crate::http::problem::Problem;
 use crate::session::store::{ImportStep, ImportedSession, message};
 use crate::session::{GenerationId, Message, Owner, Role, SessionId, Status};
+use crate::source::ShareKey;
 
 /// The namespace of imported sessions.
 const NAMESPACE: Uuid = Uuid::from_u128(0x2c3e_9a71_54d0_4b6f_8e13_70ab_5cd2_e941);
@@ -139,7 +140,8 @@ impl Import {
 
     async fn next_line(&mut self) -> Result<ImportLine, ImportError> {
         if let Some(line) = self.lines.next().await? {
-            return Ok(blocking::run(line.len(), move || ImportLine::parse(&line)).await?);
+            let (user, bytes) = (ShareKey::of_user(&self.owner.key()), line.len());
+            return Ok(blocking::run(Some(user), bytes, move || ImportLine::parse(&line)).await?);
         }
         self.lines.number += 1;
         let msg = "the file ends here, and its last line, of type end, is missing";

@@ -126,6 +126,11 @@ impl Lines {
         Ok(reasoning.into_iter().chain(rest).chain(calls).chain([last]).collect())
     }
 
+    /// Returns the bytes of the texts that were sent.
+    pub fn kept_bytes(&self) -> usize {
+        self.text.as_str().len() + self.reasoning.sent.len()
+    }
+
     /// Returns a whole answer as one object.
     pub fn whole(&self, answer: &Message) -> String {
         let part = LinePart {

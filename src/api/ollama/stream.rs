@@ -7,6 +7,7 @@ use super::errors::{error_json, of_model};
 use super::lines::Lines;
 use crate::api::streamed_turn::{FrontOutput, TurnWriter};
 use crate::api::whole_turn::completed;
+use crate::byte_room::ClientRoom;
 use crate::follow::{CancelOnDrop, Follow, Update, final_message};
 use crate::http::problem::Problem;
 use crate::session::{Change, Control, Message};
@@ -57,6 +58,15 @@ impl TurnWriter for AnswerWriter {
             output.end();
         }
         Ok(())
+    }
+
+    fn kept_bytes(&self) -> usize {
+        // A stored answer is written at once, as JSON.
+        self.lines.kept_bytes() + 2 * self.follow.stored_bytes()
+    }
+
+    fn charge(&mut self, room: ClientRoom) {
+        self.follow.charge(room);
     }
 
     fn begin(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {

@@ -52,6 +52,11 @@ impl Chunks {
         Ok((!new.is_empty()).then(|| self.content(&new)))
     }
 
+    /// Returns the bytes of the text that was sent.
+    pub fn kept_bytes(&self) -> usize {
+        self.sent.as_str().len()
+    }
+
     /// Returns the last chunks of a completed answer.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use super::chunks::Chunks;
 use super::errors::error_json;
 use crate::api::streamed_turn::{FrontOutput, TurnWriter};
 use crate::api::whole_turn::completed;
+use crate::byte_room::ClientRoom;
 use crate::follow::{CancelOnDrop, Follow, Update, final_message};
 use crate::http::problem::Problem;
 use crate::session::{Change, Message};
@@ -71,6 +72,15 @@ impl TurnWriter for CompletionWriter {
                 }
             },
         }
+    }
+
+    fn kept_bytes(&self) -> usize {
+        // A stored answer is written at once, as JSON.
+        self.chunks.kept_bytes() + 2 * self.follow.stored_bytes()
+    }
+
+    fn charge(&mut self, room: ClientRoom) {
+        self.follow.charge(room);
     }
 
     fn begin(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {

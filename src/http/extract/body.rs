@@ -4,16 +4,19 @@ use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
+use axum::RequestExt;
 use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
 
-use crate::blocking;
+use crate::blocking::{self, SMALL};
+use crate::http::extract::caller::TrustedProxies;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::{NotAnObject, Object, without_bom};
 use crate::http::problem::Problem;
-use crate::http::room::no_room;
+use crate::http::room::{WholeBodyRoom, no_room};
+use crate::source::{Source, SourceKey};
 
 /// How long a request's body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
@@ -41,12 +44,24 @@ where
     T: ReadBody,
     S: Send + Sync,
     BodyLimit: FromRef<S>,
+    TrustedProxies: FromRef<S>,
+    SourceKey: FromRef<S>,
 {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+    async fn from_request(mut request: Request, state: &S) -> Result<Self, Problem> {
+        let is_small = request.body().size_hint().upper().is_some_and(|it| it <= SMALL as u64);
+        let network = if is_small {
+            None
+        } else {
+            let Ok(source) = request.extract_parts_with_state::<Source, S>(state).await;
+            source.widest_network()
+        };
+        // Its room is kept until it was parsed.
+        let _room = request.extensions().get::<WholeBodyRoom>().cloned();
         let body = whole_body(request, BodyLimit::from_ref(state).0).await?;
-        blocking::run(body.len(), move || Ok(Self(T::read(&parse_object(body.into())?)?))).await
+        blocking::run(network, body.len(), move || Ok(Self(T::read(&parse_object(body.into())?)?)))
+            .await
     }
 }
 
@@ -162,6 +177,18 @@ mod tests {
     impl FromRef<Limit> for BodyLimit {
         fn from_ref(_: &Limit) -> Self {
             Self(1 << 20)
+        }
+    }
+
+    impl FromRef<Limit> for TrustedProxies {
+        fn from_ref(_: &Limit) -> Self {
+            Self::default()
+        }
+    }
+
+    impl FromRef<Limit> for SourceKey {
+        fn from_ref(_: &Limit) -> Self {
+            Self::default()
         }
     }
 

@@ -93,6 +93,7 @@ impl Store {
 }
 
 fn window(reply: Vec<String>) -> Result<ReadOutcome, StoreError> {
+    let bytes = reply.iter().map(String::len).sum();
     let base = (field(&reply, 1)?, field(&reply, 2)?);
     let running = optional(&reply, 3)?;
     let more = reply.get(4).is_some_and(|flag| flag == "1");
@@ -111,5 +112,6 @@ fn window(reply: Vec<String>) -> Result<ReadOutcome, StoreError> {
         let base = from.parse().map_err(|_| unexpected("offset"))?;
         answers.push(AnswerText::new(generation, base, text));
     }
-    Ok(ReadOutcome::Window { window: Window::new(base, events, answers, running), more })
+    let window = Window::new(base, events, answers, running).read_in(bytes);
+    Ok(ReadOutcome::Window { window, more })
 }

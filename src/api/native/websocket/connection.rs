@@ -25,15 +25,19 @@ use crate::api::native::wire::{self, ClientMessage, Envelope, ServerEvent};
 use crate::api::state::Shared;
 use crate::blocking;
 use crate::follow::TurnOutcome;
-use crate::follow::snapshot::{self, Snapshot};
+use crate::follow::snapshot;
 use crate::generation::{CancelOutcome, Submitted};
 use crate::http::problem::Problem;
+use crate::http::room::{FREE_PART, NoRoom, REPLY_BYTES, RoomPermit};
 use crate::lifecycle::Phase;
 use crate::limits::Subject;
 use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
-use crate::session::{Anchor, Control, Delivered, Delta, Reader, SessionId};
+use crate::session::{
+    Anchor, Control, Cursor, Delivered, Delta, GenerationId, Reader, SessionId, StoreError,
+};
 use crate::sign_in::Validity;
+use crate::source::ShareKey;
 use crate::telemetry::traces::TraceContext;
 use crate::telemetry::{count_slow_reader, metric};
 
@@ -74,7 +78,7 @@ pub struct Connection {
     /// A delta that must wait for the outcome of the running request.
     held: Option<Arc<Delta>>,
     view: SocketView,
-    snapshot: Option<BoxFuture<'static, Snapshot>>,
+    snapshot: Option<BoxFuture<'static, Result<TakenSnapshot, NoRoom>>>,
     bad_messages: u32,
     bad_since: Instant,
     /// The time from which the next token is checked at once.
@@ -162,7 +166,9 @@ impl Connection {
         let Packet::Text(text) = packet else { return };
         let bytes = text.len();
         let parse = move || wire::parse_client_message(text.as_bytes());
-        if let Ok(message) = blocking::run(bytes, parse).await
+        let parsed = blocking::run(self.network(), bytes, parse).await;
+        self.socket.parsed();
+        if let Ok(message) = parsed
             // A request for a reply alone takes no room of one with an effect.
             && !message.is_read()
             && self.takes_room(bytes)
@@ -264,7 +270,34 @@ impl Connection {
     }
 
     async fn send(&mut self, json: Utf8Bytes) -> Result<(), CloseReason> {
+        if json.len() > FREE_PART {
+            // Boxed and rare: a piece of an answer is smaller.
+            return Box::pin(self.send_large(json)).await;
+        }
         self.send_packet(Packet::Text(json)).await
+    }
+
+    /// Sends an event that takes room until it was written.
+    async fn send_large(&mut self, json: Utf8Bytes) -> Result<(), CloseReason> {
+        let room = self.shared.output_room(&self.subject.source);
+        let room = room.part(json.len()).await.map_err(no_room)?;
+        self.send_in(room, json).await
+    }
+
+    /// Sends an event, and keeps its room until it was written.
+    async fn send_in(
+        &mut self,
+        room: Option<RoomPermit>,
+        json: Utf8Bytes,
+    ) -> Result<(), CloseReason> {
+        self.socket.hold(room);
+        self.send_packet(Packet::Text(json)).await?;
+        self.socket.hold(None);
+        Ok(())
+    }
+
+    fn network(&self) -> Option<ShareKey> {
+        self.subject.source.widest_network()
     }
 
     async fn send_packet(&mut self, packet: Packet) -> Result<(), CloseReason> {
@@ -331,12 +364,15 @@ impl Connection {
                 let bytes = text.len();
                 let parse = move || wire::parse_client_message(text.as_bytes());
                 // Boxed, because few messages are large.
-                match Box::pin(blocking::run(bytes, parse)).await {
+                let parsed = Box::pin(blocking::run(self.network(), bytes, parse)).await;
+                self.socket.parsed();
+                match parsed {
                     Ok(message) => self.handle(message, bytes).await,
                     Err(bad) => self.refuse(&bad.problem, bad.message_id.as_deref()).await,
                 }
             }
             Packet::Binary(_) => {
+                self.socket.parsed();
                 let detail = "binary messages are not supported; send text";
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 self.refuse(&Problem::new(status, "binary_message", detail), None).await
@@ -416,6 +452,7 @@ impl Connection {
             }
             RequestOutcome::Published => {}
             RequestOutcome::Reply(json) => self.send(json).await?,
+            RequestOutcome::History(json, room) => self.send_in(room, json).await?,
             RequestOutcome::SignedIn(validity) => {
                 let expires_at = validity.expires.map(rfc3339_of);
                 self.sign_in = SignInWatch::new(&validity, self.shared.settings.auth_grace);
@@ -481,9 +518,15 @@ impl Connection {
                 Ok(())
             }
             TurnOutcome::Ended { message, .. } => {
-                for json in wire::replay(&message, whole, self.view.sent()) {
-                    self.send(json).await?;
+                let room = self.shared.output_room(&self.subject.source);
+                let room = room.part(wire::replay_bytes(&message)).await.map_err(no_room)?;
+                self.socket.hold(room);
+                let events = wire::replay(&message, whole, self.view.sent());
+                drop(message);
+                for json in events {
+                    self.send_packet(Packet::Text(json)).await?;
                 }
+                self.socket.hold(None);
                 Ok(())
             }
             TurnOutcome::Unknown => {
@@ -498,10 +541,10 @@ impl Connection {
             self.held = Some(delta);
             return Ok(());
         }
-        match self.view.event(&delta) {
-            Some(json) => self.send(json).await,
-            None => Ok(()),
-        }
+        let Some(json) = self.view.event(&delta) else { return Ok(()) };
+        // It has the whole answer where it ends one.
+        drop(delta);
+        self.send(json).await
     }
 
     /// Returns whether the running request decides how this delta is sent.
@@ -518,15 +561,31 @@ impl Connection {
     fn request_snapshot(&mut self) {
         let (store, owner, session) =
             (self.shared.store.clone(), self.subject.owner.clone(), self.session);
+        let room = self.shared.output_room(&self.subject.source);
         self.snapshot = Some(Box::pin(async move {
-            let take = || snapshot::take(&store, &owner, session, wire::EVENT_BYTES);
-            let failed = |error| tracing::debug!(%error, "snapshot waiting for redis");
+            // A replica whose Redis does not reply holds no room meanwhile.
+            let take = async || {
+                let room = match room.part(REPLY_BYTES).await {
+                    Ok(room) => room,
+                    Err(refused) => return Ok(Err(refused)),
+                };
+                let snapshot = snapshot::take(&store, &owner, session, wire::EVENT_BYTES).await?;
+                let (json, cursor) = wire::snapshot(&snapshot);
+                let room = room.map(|room| room.shrink(json.len()));
+                let running = snapshot.running.map(|(generation, _)| generation);
+                Ok(Ok(TakenSnapshot { json, cursor, running, room }))
+            };
+            let failed = |error: StoreError| tracing::debug!(%error, "snapshot waiting for redis");
             retry_until_ok(Backoff::redis(), take, failed).await
         }));
     }
 
-    async fn send_snapshot(&mut self, snapshot: Snapshot) -> Result<(), CloseReason> {
+    async fn send_snapshot(
+        &mut self,
+        snapshot: Result<TakenSnapshot, NoRoom>,
+    ) -> Result<(), CloseReason> {
         self.snapshot = None;
+        let TakenSnapshot { json, cursor, running, room } = snapshot.map_err(no_room)?;
         if let Some(generation) = self.view.streaming() {
             // The cursor is too old, so a client that reconnects with it before it has read the
             // history gets the history again.
@@ -534,19 +593,29 @@ impl Connection {
             let envelope = Envelope { generation: Some(generation), cursor };
             self.send(ServerEvent::StreamRestart { from: 0, envelope }.json()).await?;
         }
-        let (json, cursor) = wire::snapshot(&snapshot);
-        self.send(json).await?;
+        self.send_in(room, json).await?;
         self.reader.move_to(cursor);
-        self.view.reset(cursor, snapshot.running.map(|(generation, _)| generation));
+        self.view.reset(cursor, running);
         Ok(())
     }
+}
+
+/// A snapshot as it is sent.
+struct TakenSnapshot {
+    json: Utf8Bytes,
+    /// The cursor after it.
+    cursor: Cursor,
+    /// The running generation whose answer has started.
+    running: Option<GenerationId>,
+    /// The room of the event.
+    room: Option<RoomPermit>,
 }
 
 /// The next step of a socket.
 enum SocketStep {
     Received(Packet),
     Finished(RequestOutcome),
-    Snapshot(Snapshot),
+    Snapshot(Result<TakenSnapshot, NoRoom>),
     Delivered(Delivered),
     Heartbeat,
     SignIn(SignInChange),
@@ -600,6 +669,12 @@ fn too_slow() -> CloseReason {
     CloseReason::server(CloseCode::Again, "read too slowly; resume with the last cursor")
 }
 
+fn no_room(NoRoom: NoRoom) -> CloseReason {
+    let reason =
+        "this replica holds as many unread bytes as it may; resume with the last cursor in 5 s";
+    CloseReason::server(CloseCode::Again, reason)
+}
+
 async fn outcome(running: &mut Option<RunningRequest>) -> RequestOutcome {
     match running {
         Some(running) => running.outcome.as_mut().await,
@@ -607,7 +682,7 @@ async fn outcome(running: &mut Option<RunningRequest>) -> RequestOutcome {
     }
 }
 
-async fn snapshot(requested: &mut Option<BoxFuture<'static, Snapshot>>) -> Snapshot {
+async fn snapshot<T>(requested: &mut Option<BoxFuture<'static, T>>) -> T {
     match requested {
         Some(requested) => requested.as_mut().await,
         None => std::future::pending().await,

@@ -124,7 +124,8 @@ pub async fn upgrade(
     let cursor: Option<Cursor> = given.and_then(|text| text.parse().ok());
     let session = session.unwrap_or_else(SessionId::random);
     tracing::Span::current().record("session", session.redacted());
-    let reader = in_time(shared.feeds.reader(&caller.owner, session, cursor)).await?;
+    let mut reader = in_time(shared.feeds.reader(&caller.owner, session, cursor)).await?;
+    reader.charge(shared.output_room(&subject.source).of_client());
     // A cursor that is not valid leads to a snapshot, as one that is too old.
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
     if resumed {

@@ -20,6 +20,7 @@ use crate::follow::{self, TurnOutcome};
 use crate::generation::{CancelOutcome, Submitted};
 use crate::http::middleware;
 use crate::http::problem::Problem;
+use crate::http::room::{REPLY_BYTES, RoomPermit};
 use crate::limits::{LimitRefusal, RequestKind, Subject, TurnPermit};
 use crate::session::store::{Found, Page};
 use crate::session::{Owner, SessionId, Store, StoreError};
@@ -116,6 +117,8 @@ pub enum RequestOutcome {
     Cancelled(CancelOutcome),
     /// The reply is this event.
     Reply(Utf8Bytes),
+    /// The reply is this event, of which the room is kept until it was written.
+    History(Utf8Bytes, Option<RoomPermit>),
     /// The reply is an event that all sockets of the session get.
     Published,
     /// The branch of this message is selected already.
@@ -157,7 +160,18 @@ async fn handle(
             submitted
         }
         ClientMessage::History { limit, before, .. } => {
-            in_time(history(&shared.store, owner, session, limit, (before, id.as_deref()))).await
+            let taken = shared.output_room(&subject.source).part(REPLY_BYTES).await;
+            match taken {
+                Ok(room) => {
+                    let read =
+                        history(&shared.store, owner, session, limit, (before, id.as_deref()));
+                    in_time(read).await.map(|json| {
+                        let room = room.map(|room| room.shrink(json.len()));
+                        RequestOutcome::History(json, room)
+                    })
+                }
+                Err(refused) => Err(refused.into()),
+            }
         }
         ClientMessage::ClearHistory => {
             match in_time(async {
@@ -249,7 +263,7 @@ async fn history(
     session: SessionId,
     limit: u64,
     (before, id): (Option<Uuid>, Option<&str>),
-) -> Result<RequestOutcome, Problem> {
+) -> Result<Utf8Bytes, Problem> {
     let page = match before {
         None => store.newest(owner, session, limit, wire::EVENT_BYTES).await,
         Some(id) => match store.find_message(owner, session, id).await {
@@ -266,5 +280,5 @@ async fn history(
         Err(StoreError::Absent) => (Vec::new(), 0),
         Err(error) => return Err(error.into()),
     };
-    Ok(RequestOutcome::Reply(wire::history(&messages, first > 0, None, id).0))
+    Ok(wire::history(&messages, first > 0, None, id).0)
 }

@@ -20,6 +20,8 @@ pub struct FrameScanner {
     message_bytes: usize,
     /// Bytes of the largest of those.
     largest_frame: usize,
+    /// Bytes of the largest message that has arrived whole since they were taken.
+    whole: usize,
 }
 
 impl FrameScanner {
@@ -62,6 +64,11 @@ impl FrameScanner {
         self.unfinished() + self.largest_frame
     }
 
+    /// Takes the bytes of the largest message that has arrived whole since the last call; 0 where none has.
+    pub fn take_whole(&mut self) -> usize {
+        std::mem::take(&mut self.whole)
+    }
+
     fn end_frame(&mut self) -> bool {
         let (is_last, is_control) = (self.head[0] & 0x80 != 0, self.head[0] & 0x08 != 0);
         match (is_control, is_last) {
@@ -71,7 +78,10 @@ impl FrameScanner {
                 self.message_bytes += self.frame_bytes;
                 self.largest_frame = self.largest_frame.max(self.frame_bytes);
             }
-            (false, true) => (self.message_bytes, self.largest_frame) = (0, 0),
+            (false, true) => {
+                self.whole = self.whole.max(self.message_bytes + self.frame_bytes);
+                (self.message_bytes, self.largest_frame) = (0, 0);
+            }
         }
         (self.head_bytes, self.is_in_payload, self.frame_bytes) = (0, false, 0);
         self.message_bytes == 0

@@ -31,6 +31,7 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use crate::api::message_budget::BudgetShare;
 use crate::api::native::websocket::scanner::FrameScanner;
 use crate::api::native::wire;
+use crate::http::room::RoomPermit;
 use crate::telemetry::{CountedOpen, count_close, metric};
 
 /// Bytes of the buffer that each socket keeps. It grows for larger messages and stays large; most
@@ -106,12 +107,15 @@ impl From<Error> for CloseReason {
 /// One open WebSocket.
 pub struct Socket {
     frames: WebSocketStream<Transport>,
+    /// The room of the message that is being written, where it is large; boxed, because an idle socket has
+    /// none.
+    writing: Option<Box<RoomPermit>>,
     _open: CountedOpen,
 }
 
 impl Socket {
     /// Takes over a connection after its handshake. A message of the client has at most `largest`
-    /// bytes; what has not arrived whole is charged to `share`.
+    /// bytes; what has not arrived whole, or was not parsed, is charged to `share`.
     pub async fn new(upgraded: Upgraded, largest: usize, share: BudgetShare) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -123,13 +127,13 @@ impl Socket {
             io: Some(TokioIo::new(upgraded)),
             ahead: Bytes::new(),
             output: SocketOutput::Sent,
-            input: Input { scanner: FrameScanner::default(), share, begun: None, deadline: None },
+            input: Input::new(share),
             has_grown: false,
             refusal: None,
         };
         let frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
         metrics::counter!(metric::WEBSOCKETS_OPENED_TOTAL).increment(1);
-        Self { frames, _open: CountedOpen::new(metrics::gauge!(metric::WEBSOCKETS)) }
+        Self { frames, writing: None, _open: CountedOpen::new(metrics::gauge!(metric::WEBSOCKETS)) }
     }
 
     /// Receives the next message. Cancel-safe: dropping the future loses nothing.
@@ -188,6 +192,17 @@ impl Socket {
         self.receive().await
     }
 
+    /// Gives back the share of the message that was received last, which has been parsed.
+    pub fn parsed(&mut self) {
+        self.frames.get_mut().input.parsed();
+    }
+
+    /// Keeps the room of the next message that is written, or gives back that of the last one. What a
+    /// socket has not written when it ends keeps its room until the socket is gone.
+    pub fn hold(&mut self, room: Option<RoomPermit>) {
+        self.writing = room.map(Box::new);
+    }
+
     /// Writes a message. Returns whether the kernel has taken it; otherwise [`Socket::flush`] must
     /// follow before the next message.
     ///
@@ -235,7 +250,11 @@ impl Socket {
             return;
         }
         if begun_here {
-            let answered = async { while self.receive().await.is_ok() {} };
+            let answered = async {
+                while self.receive().await.is_ok() {
+                    self.parsed();
+                }
+            };
             let _ = timeout(CLOSE_LIMIT, answered).await;
         }
         let _ = timeout(CLOSE_LIMIT, self.frames.into_inner().end()).await;
@@ -277,7 +296,7 @@ struct Transport {
     refusal: Option<Box<CloseReason>>,
 }
 
-/// The message of the client that has not arrived whole.
+/// The message of the client that has not arrived whole, or was not parsed.
 struct Input {
     scanner: FrameScanner,
     share: BudgetShare,
@@ -285,9 +304,16 @@ struct Input {
     begun: Option<Instant>,
     /// The end of the time that it may take, while the rest is waited for.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Bytes of a message that has arrived whole and was not parsed.
+    whole: usize,
 }
 
 impl Input {
+    fn new(share: BudgetShare) -> Self {
+        let scanner = FrameScanner::default();
+        Self { scanner, share, begun: None, deadline: None, whole: 0 }
+    }
+
     /// Takes bytes that were read.
     ///
     /// # Errors
@@ -297,7 +323,9 @@ impl Input {
             (self.begun, self.deadline) = (None, None);
         }
         let unfinished = self.scanner.unfinished();
-        if !self.share.set(self.scanner.held()) {
+        // Less than one more fits into what is read ahead, and that is free.
+        self.whole = self.whole.max(self.scanner.take_whole());
+        if !self.share.set(self.scanner.held() + self.whole) {
             return Err(CloseReason::server(
                 CloseCode::Again,
                 "too many messages have not arrived whole; send this one later",
@@ -308,6 +336,15 @@ impl Input {
         }
         let begun = *self.begun.get_or_insert_with(Instant::now);
         if begun.elapsed() >= MESSAGE_LIMIT { Err(too_late()) } else { Ok(()) }
+    }
+
+    /// Gives back the share of a message that was parsed.
+    fn parsed(&mut self) {
+        if self.whole > 0 {
+            self.whole = 0;
+            // Less than before has room.
+            self.share.set(self.scanner.held());
+        }
     }
 
     /// Resolves when the message takes too long.
@@ -346,7 +383,7 @@ impl Transport {
             io: self.io.take(),
             ahead: std::mem::take(&mut self.ahead),
             output: std::mem::replace(&mut self.output, SocketOutput::Dropped),
-            input: Input { scanner: FrameScanner::default(), share, begun: None, deadline: None },
+            input: Input { whole: self.input.whole, ..Input::new(share) },
             has_grown: false,
             refusal: self.refusal.take(),
         }
@@ -454,5 +491,35 @@ impl AsyncWrite for Transport {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(self.io()?).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::message_budget::MessageBudget;
+    use crate::source::SourceKey;
+
+    /// Bytes of the largest message, and how many of these one network may have at a time.
+    const LARGEST: usize = 512 << 10;
+    const AT_A_TIME: usize = 4;
+
+    #[tokio::test]
+    async fn a_message_that_has_arrived_whole_keeps_its_share_until_it_was_parsed() {
+        let budget = MessageBudget::default();
+        let source = SourceKey::default().source("192.0.2.1".parse().expect("an address"));
+        let mut frame = vec![0x81, 0xff];
+        frame.extend((LARGEST as u64).to_be_bytes());
+        frame.resize(frame.len() + 4 + LARGEST, 0);
+        let mut inputs: Vec<_> =
+            (0..=AT_A_TIME).map(|_| Input::new(budget.share(&source))).collect();
+        let (first, others) = inputs.split_first_mut().expect("one");
+        assert!(first.take(&frame).is_ok());
+        assert_eq!(first.scanner.unfinished(), 0);
+        let taken = others.iter_mut().filter_map(|input| input.take(&frame).ok()).count();
+        assert_eq!(taken, AT_A_TIME - 1, "of {AT_A_TIME} messages of one network");
+        first.parsed();
+        let last = others.last_mut().expect("one");
+        assert!(last.take(&frame).is_ok(), "the share does not come back");
     }
 }

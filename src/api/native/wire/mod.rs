@@ -228,6 +228,14 @@ pub fn replay(message: &Message, at_once: bool, end: Cursor) -> Vec<Utf8Bytes> {
     events
 }
 
+/// Returns about how many bytes [`replay`] takes beside the message.
+pub fn replay_bytes(message: &Message) -> usize {
+    let thinking = message.thinking.as_deref().map_or(0, quoted);
+    let calls: usize = message.tool_calls.iter().map(|call| quoted(&call.arguments)).sum();
+    // The text comes once as a chunk, and once at the end.
+    2 * quoted(&message.content) + thinking + calls
+}
+
 /// Encodes an error in reply to a client's message.
 pub fn error(problem: &Problem, message_id: Option<&str>) -> Utf8Bytes {
     ServerEvent::Error {

@@ -6,6 +6,11 @@
 //!
 //! This dialect cannot take text back. Where an answer begins anew, the numbers of its events leap by
 //! [`RESTART_LEAP`], so that a number never stands for two texts.
+//!
+//! An event is made only when it is sent: those of an answer take fifty times the bytes of its text, and a
+//! client may read them as slowly as it likes.
+
+use std::collections::VecDeque;
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -14,14 +19,18 @@ use super::super::errors::ErrorEnvelope;
 use super::object::{OpenState, ResponseObject};
 use super::output::{has_message, reasoning_part, status_of, text_part};
 use super::pieces::next_piece;
+use crate::api::json_size::quoted_size;
 use crate::api::sent_text::{Diverged, SentText};
 use crate::http::problem::Problem;
 use crate::session::Message;
+use crate::session::model::ToolCall;
 
 /// By how much the numbers leap where an answer begins anew: by more events than one answer has.
 pub const RESTART_LEAP: u64 = 1_000_000;
 /// The number of the first event that depends on the answer.
 const FIRST_OF_ANSWER: u64 = 2;
+/// Bytes of an event beside its texts and its response, at most.
+const FRAME_BYTES: usize = 1 << 10;
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +53,37 @@ pub struct Events {
     output_index: usize,
     reasoning: Growing,
     message: Growing,
-    written: Vec<NumberedEvent>,
+    /// The events that are known, and not made yet.
+    planned: VecDeque<Planned>,
+    /// Whether events of the answer were planned.
+    has_answer: bool,
+    /// The answer without its texts, once it has ended.
+    answer: Option<Box<Message>>,
+    /// Bytes of the response as JSON before its end.
+    open_bytes: usize,
+}
+
+/// Events that are known, and not made yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Planned {
+    Created,
+    Begun,
+    Added(ItemKind),
+    PartAdded(ItemKind),
+    /// The pieces of a text as far as it is known; with `is_whole` to its end.
+    Pieces {
+        kind: ItemKind,
+        is_whole: bool,
+    },
+    TextDone(ItemKind),
+    PartDone(ItemKind),
+    ItemDone(ItemKind, &'static str),
+    /// A call of a function: it is added, has its arguments twice, and is done.
+    CallAdded(usize),
+    CallDelta(usize),
+    CallArguments(usize),
+    CallDone(usize),
+    Ended,
 }
 
 /// A text that grows.
@@ -65,7 +104,7 @@ enum GrowingState {
 }
 
 /// The kind of a growing text.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ItemKind {
     Reasoning,
     Message,
@@ -78,18 +117,20 @@ impl ItemKind {
             Self::Message => format!("response.output_text.{end}"),
         }
     }
+
+    fn part(self, text: &str) -> Value {
+        match self {
+            Self::Reasoning => reasoning_part(text),
+            Self::Message => text_part(text),
+        }
+    }
 }
 
 impl Events {
     /// Begins the events of a response, for a client that has those up to the number `after`.
     pub fn new(response: ResponseObject, after: Option<u64>) -> Self {
-        let state = if response.request.shown.background {
-            OpenState::Queued
-        } else {
-            OpenState::InProgress
-        };
-        let (created, begun) = (response.open(state), response.open(OpenState::InProgress));
-        let mut events = Self {
+        let open_bytes = response.open_bytes();
+        Self {
             response,
             after,
             restarts: 0,
@@ -97,21 +138,65 @@ impl Events {
             output_index: 0,
             reasoning: Growing::default(),
             message: Growing::default(),
-            written: Vec::new(),
+            planned: [Planned::Created, Planned::Begun].into(),
+            has_answer: false,
+            answer: None,
+            open_bytes,
+        }
+    }
+
+    /// Makes the next event that the client does not have; none where it waits for more of the answer.
+    pub fn next(&mut self) -> Option<NumberedEvent> {
+        while self.skip_known() {
+            if let Some(made) = self.make() {
+                return Some(made);
+            }
+        }
+        None
+    }
+
+    /// Returns how many bytes the next event has at most; none where there is none.
+    pub fn next_size(&mut self) -> Option<usize> {
+        if !self.skip_known() {
+            return None;
+        }
+        let response = |answer: Option<&Message>| {
+            let calls = answer.map_or(&[][..], |answer| &answer.tool_calls);
+            let calls: usize = calls.iter().map(call_bytes).sum();
+            let texts = [ItemKind::Reasoning, ItemKind::Message].map(|kind| self.text_bytes(kind));
+            self.open_bytes + calls + texts.iter().sum::<usize>()
         };
-        events.write("response.created", &format!(r#""response":{created}"#));
-        events.write("response.in_progress", &format!(r#""response":{begun}"#));
-        events
+        let call = |at: usize| {
+            self.answer.as_ref().and_then(|answer| answer.tool_calls.get(at)).map_or(0, call_bytes)
+        };
+        let texts = match *self.planned.front()? {
+            Planned::Created | Planned::Begun => self.open_bytes,
+            Planned::Added(_) | Planned::PartAdded(_) | Planned::Pieces { .. } => 0,
+            Planned::TextDone(kind) | Planned::PartDone(kind) | Planned::ItemDone(kind, _) => {
+                self.text_bytes(kind)
+            }
+            Planned::CallAdded(at)
+            | Planned::CallDelta(at)
+            | Planned::CallArguments(at)
+            | Planned::CallDone(at) => call(at),
+            Planned::Ended => response(self.answer.as_deref()),
+        };
+        Some(texts + FRAME_BYTES)
     }
 
-    /// Returns the events that were written since the last call, without those that the client has.
-    pub fn take(&mut self) -> Vec<NumberedEvent> {
-        std::mem::take(&mut self.written)
+    /// Returns the bytes that are kept beside the events: what the response shows of its request, and the
+    /// texts so far.
+    pub fn kept_bytes(&self) -> usize {
+        let texts = self.reasoning.sent.as_str().len() + self.message.sent.as_str().len();
+        let answer = self.answer.as_ref();
+        let calls = answer.map_or(&[][..], |answer| &answer.tool_calls);
+        let calls: usize = calls.iter().map(|call| call.arguments.len()).sum();
+        self.open_bytes + texts + calls
     }
 
-    /// Returns whether events of the answer were written.
+    /// Returns whether events of the answer were planned.
     pub fn has_answer(&self) -> bool {
-        self.next > FIRST_OF_ANSWER
+        self.has_answer
     }
 
     /// Notes how often the answer has begun anew, before its first text and where it may have begun
@@ -162,43 +247,35 @@ impl Events {
     ///
     /// # Errors
     /// [`Diverged`].
-    pub fn end(&mut self, answer: &Message) -> Result<(), Diverged> {
-        let status = status_of(answer);
-        let item_status = if status == "completed" { status } else { "incomplete" };
-        let reasoning = answer.thinking.as_deref().unwrap_or_default();
-        self.reasoning.sent.end(reasoning)?;
-        self.message.sent.end(&answer.content)?;
+    pub fn end(&mut self, mut answer: Message) -> Result<(), Diverged> {
+        let status = item_status(&answer);
+        // The texts are kept once.
+        let (text, reasoning) = (std::mem::take(&mut answer.content), answer.thinking.take());
+        let reasoning = reasoning.unwrap_or_default();
+        self.reasoning.sent.end(&reasoning)?;
+        self.message.sent.end(&text)?;
+        self.has_answer = true;
         if !reasoning.is_empty() {
             self.grow(ItemKind::Reasoning);
             // It was whole when the text began, however that ended.
-            let is_whole = !answer.content.is_empty();
-            self.close(ItemKind::Reasoning, if is_whole { "completed" } else { item_status });
+            self.close(ItemKind::Reasoning, if text.is_empty() { status } else { "completed" });
         }
-        if has_message(answer) {
+        answer.content = text;
+        if has_message(&answer) {
             self.grow(ItemKind::Message);
-            self.close(ItemKind::Message, item_status);
+            self.close(ItemKind::Message, status);
         }
-        for (at, call) in answer.tool_calls.iter().enumerate() {
-            let (id, index) = (self.response.items.call_id(at), self.output_index);
-            let item = self.response.items.call_item(at, call, "in_progress", false);
-            self.item("added", &item);
-            let part = |name: &str| {
-                fields(&json!({"item_id": id, "output_index": index, name: call.arguments}))
-            };
-            self.write("response.function_call_arguments.delta", &part("delta"));
-            self.write("response.function_call_arguments.done", &part("arguments"));
-            let item = self.response.items.call_item(at, call, item_status, true);
-            self.item("done", &item);
-            self.output_index += 1;
+        answer.content = String::new();
+        for at in 0..answer.tool_calls.len() {
+            self.planned.extend([
+                Planned::CallAdded(at),
+                Planned::CallDelta(at),
+                Planned::CallArguments(at),
+                Planned::CallDone(at),
+            ]);
         }
-        let name = match status {
-            "completed" => "response.completed",
-            "failed" => "response.failed",
-            // OpenAI has no event of its own for a response that was cancelled.
-            _ => "response.incomplete",
-        };
-        let response = self.response.ended(answer);
-        self.write(name, &format!(r#""response":{response}"#));
+        self.planned.push_back(Planned::Ended);
+        self.answer = Some(Box::new(answer));
         Ok(())
     }
 
@@ -215,58 +292,171 @@ impl Events {
         format!("event: error\ndata: {data}\n\n")
     }
 
-    /// Writes the events of the pieces that a text has beyond those that were written.
+    /// Plans the events of the pieces that a text has beyond those that were made.
     fn grow(&mut self, kind: ItemKind) {
+        self.has_answer = true;
         let growing = self.growing(kind);
         if growing.state == GrowingState::Absent {
             growing.state = GrowingState::Open;
-            let (item, part) = match kind {
-                ItemKind::Reasoning => {
-                    (self.response.items.reasoning_item("in_progress", None), reasoning_part(""))
-                }
-                ItemKind::Message => {
-                    (self.response.items.message_item("in_progress", None), text_part(""))
-                }
-            };
-            self.item("added", &item);
-            self.part(kind, "response.content_part.added", &json!({"part": part}));
+            self.planned.extend([Planned::Added(kind), Planned::PartAdded(kind)]);
         }
-        while let Some(bytes) = next_piece(self.growing(kind).rest()) {
-            self.delta(kind, bytes);
+        let pieces = Planned::Pieces { kind, is_whole: false };
+        if self.planned.back() != Some(&pieces) {
+            self.planned.push_back(pieces);
         }
     }
 
-    /// Writes the events of a text's last piece and its end, where the text is open.
-    fn close(&mut self, kind: ItemKind, status: &str) {
-        if self.growing(kind).state != GrowingState::Open {
+    /// Plans the events of a text's last piece and its end, where the text is open.
+    fn close(&mut self, kind: ItemKind, status: &'static str) {
+        let growing = self.growing(kind);
+        if growing.state != GrowingState::Open {
             return;
         }
-        let rest = self.growing(kind).rest().len();
-        if rest > 0 {
-            self.delta(kind, rest);
-        }
-        let growing = self.growing(kind);
         growing.state = GrowingState::Done;
-        let text = growing.sent.as_str().to_owned();
-        let (item, part, mut done) = match kind {
-            ItemKind::Reasoning => (
-                self.response.items.reasoning_item(status, Some(&text)),
-                reasoning_part(&text),
-                json!({"text": text}),
-            ),
-            ItemKind::Message => (
-                self.response.items.message_item(status, Some(&text)),
-                text_part(&text),
-                json!({"text": text, "logprobs": []}),
-            ),
-        };
-        self.part(kind, &kind.event("done"), &done.take());
-        self.part(kind, "response.content_part.done", &json!({"part": part}));
-        self.item("done", &item);
-        self.output_index += 1;
+        self.planned.extend([
+            Planned::Pieces { kind, is_whole: true },
+            Planned::TextDone(kind),
+            Planned::PartDone(kind),
+            Planned::ItemDone(kind, status),
+        ]);
     }
 
-    fn delta(&mut self, kind: ItemKind, bytes: usize) {
+    /// Passes over the events that the client has, and over pieces that are not known yet. Returns whether
+    /// an event is left.
+    fn skip_known(&mut self) -> bool {
+        while let Some(planned) = self.planned.front().copied() {
+            if let Planned::Pieces { kind, is_whole } = planned
+                && self.piece(kind, is_whole).is_none()
+            {
+                self.planned.pop_front();
+                continue;
+            }
+            if !self.is_known() {
+                return true;
+            }
+            self.next += 1;
+            match planned {
+                Planned::Pieces { kind, is_whole } => {
+                    let bytes = self.piece(kind, is_whole).unwrap_or_default();
+                    self.growing(kind).cut += bytes;
+                    continue;
+                }
+                Planned::ItemDone(..) | Planned::CallDone(_) => self.output_index += 1,
+                _ => {}
+            }
+            self.planned.pop_front();
+        }
+        false
+    }
+
+    /// Returns the bytes of the next piece of a text, where it is known.
+    fn piece(&self, kind: ItemKind, is_whole: bool) -> Option<usize> {
+        let rest = match kind {
+            ItemKind::Reasoning => self.reasoning.rest(),
+            ItemKind::Message => self.message.rest(),
+        };
+        next_piece(rest).or_else(|| (is_whole && !rest.is_empty()).then_some(rest.len()))
+    }
+
+    /// Makes the first of the planned events.
+    fn make(&mut self) -> Option<NumberedEvent> {
+        let planned = self.planned.front().copied()?;
+        if let Planned::Pieces { kind, is_whole } = planned {
+            let bytes = self.piece(kind, is_whole)?;
+            return Some(self.delta(kind, bytes));
+        }
+        self.planned.pop_front();
+        Some(match planned {
+            Planned::Created => {
+                let is_queued = self.response.request.shown.background;
+                let state = if is_queued { OpenState::Queued } else { OpenState::InProgress };
+                let response = self.response.open(state);
+                self.write("response.created", &format!(r#""response":{response}"#))
+            }
+            Planned::Begun => {
+                let response = self.response.open(OpenState::InProgress);
+                self.write("response.in_progress", &format!(r#""response":{response}"#))
+            }
+            Planned::Added(kind) => {
+                let item = self.text_item(kind, "in_progress", None);
+                self.item("added", &item)
+            }
+            Planned::PartAdded(kind) => {
+                self.part(kind, "response.content_part.added", &json!({"part": kind.part("")}))
+            }
+            Planned::Pieces { .. } => return None,
+            Planned::TextDone(kind) => {
+                let text = self.text(kind);
+                let done = match kind {
+                    ItemKind::Reasoning => json!({"text": text}),
+                    ItemKind::Message => json!({"text": text, "logprobs": []}),
+                };
+                self.part(kind, &kind.event("done"), &done)
+            }
+            Planned::PartDone(kind) => {
+                let part = kind.part(self.text(kind));
+                self.part(kind, "response.content_part.done", &json!({"part": part}))
+            }
+            Planned::ItemDone(kind, status) => {
+                let item = self.text_item(kind, status, Some(self.text(kind)));
+                let event = self.item("done", &item);
+                self.output_index += 1;
+                event
+            }
+            Planned::CallAdded(at)
+            | Planned::CallDelta(at)
+            | Planned::CallArguments(at)
+            | Planned::CallDone(at) => self.call(planned, at)?,
+            Planned::Ended => self.ended()?,
+        })
+    }
+
+    /// Makes an event of a call of a function.
+    fn call(&mut self, planned: Planned, at: usize) -> Option<NumberedEvent> {
+        let answer = self.answer.as_deref()?;
+        let call = answer.tool_calls.get(at)?;
+        let (id, index) = (self.response.items.call_id(at), self.output_index);
+        let part = |name: &str| {
+            fields(&json!({"item_id": id, "output_index": index, name: call.arguments}))
+        };
+        Some(match planned {
+            Planned::CallDelta(_) => {
+                let delta = part("delta");
+                self.write("response.function_call_arguments.delta", &delta)
+            }
+            Planned::CallArguments(_) => {
+                let arguments = part("arguments");
+                self.write("response.function_call_arguments.done", &arguments)
+            }
+            Planned::CallDone(_) => {
+                let item = self.response.items.call_item(at, call, item_status(answer), true);
+                let event = self.item("done", &item);
+                self.output_index += 1;
+                event
+            }
+            _ => {
+                let item = self.response.items.call_item(at, call, "in_progress", false);
+                self.item("added", &item)
+            }
+        })
+    }
+
+    /// Makes the last event, and drops what it has.
+    fn ended(&mut self) -> Option<NumberedEvent> {
+        let mut answer = self.answer.take()?;
+        answer.content = self.message.sent.take();
+        answer.thinking = Some(self.reasoning.sent.take()).filter(|text| !text.is_empty());
+        let name = match status_of(&answer) {
+            "completed" => "response.completed",
+            "failed" => "response.failed",
+            // OpenAI has no event of its own for a response that was cancelled.
+            _ => "response.incomplete",
+        };
+        let response = self.response.ended(&answer);
+        Some(self.write(name, &format!(r#""response":{response}"#)))
+    }
+
+    fn delta(&mut self, kind: ItemKind, bytes: usize) -> NumberedEvent {
         let growing = self.growing(kind);
         let piece = growing.rest().get(..bytes).unwrap_or_default().to_owned();
         growing.cut += bytes;
@@ -274,40 +464,54 @@ impl Events {
             ItemKind::Reasoning => json!({"delta": piece}),
             ItemKind::Message => json!({"delta": piece, "logprobs": []}),
         };
-        self.part(kind, &kind.event("delta"), &delta);
+        self.part(kind, &kind.event("delta"), &delta)
     }
 
-    /// Writes an event about the one part of an item.
-    fn part(&mut self, kind: ItemKind, name: &str, about: &Value) {
-        if self.is_known() {
-            self.next += 1;
-            return;
+    /// Returns the item of a text, without the text while it grows.
+    fn text_item(&self, kind: ItemKind, status: &str, text: Option<&str>) -> Value {
+        match kind {
+            ItemKind::Reasoning => self.response.items.reasoning_item(status, text),
+            ItemKind::Message => self.response.items.message_item(status, text),
         }
+    }
+
+    fn text(&self, kind: ItemKind) -> &str {
+        match kind {
+            ItemKind::Reasoning => self.reasoning.sent.as_str(),
+            ItemKind::Message => self.message.sent.as_str(),
+        }
+    }
+
+    /// Returns the bytes of a text as JSON.
+    fn text_bytes(&self, kind: ItemKind) -> usize {
+        quoted_size(self.text(kind)) + FRAME_BYTES
+    }
+
+    /// Makes an event about the one part of an item.
+    fn part(&mut self, kind: ItemKind, name: &str, about: &Value) -> NumberedEvent {
         let id = match kind {
             ItemKind::Reasoning => self.response.items.reasoning_id(),
             ItemKind::Message => self.response.items.message_id(),
         };
         let place = json!({"item_id": id, "output_index": self.output_index, "content_index": 0});
         let text = format!("{},{}", fields(&place), fields(about));
-        self.write(name, &text);
+        self.write(name, &text)
     }
 
-    /// Writes an event about a whole item.
-    fn item(&mut self, what: &str, item: &Value) {
+    /// Makes an event about a whole item.
+    fn item(&mut self, what: &str, item: &Value) -> NumberedEvent {
         let about = fields(&json!({"output_index": self.output_index, "item": item}));
-        self.write(&format!("response.output_item.{what}"), &about);
+        self.write(&format!("response.output_item.{what}"), &about)
     }
 
-    /// Writes the next event, with these fields of its object, unless the client has it.
-    fn write(&mut self, name: &str, fields: &str) {
-        if !self.is_known() {
-            let number = self.number();
-            let text = format!(
-                "event: {name}\ndata: {{\"type\":\"{name}\",\"sequence_number\":{number},{fields}}}\n\n"
-            );
-            self.written.push(NumberedEvent { number, text });
-        }
+    /// Makes the next event, with these fields of its object.
+    fn write(&mut self, name: &str, fields: &str) -> NumberedEvent {
+        let number = self.number();
+        let text = format!(
+            "event: {name}\ndata: {{\"type\":\"{name}\",\"sequence_number\":{number},{fields}}}\n\n"
+        );
         self.next += 1;
+        NumberedEvent { number, text }
     }
 
     /// Returns the number of the next event.
@@ -336,6 +540,17 @@ impl Growing {
     }
 }
 
+/// Returns the status of the items of an answer.
+fn item_status(answer: &Message) -> &'static str {
+    if status_of(answer) == "completed" { "completed" } else { "incomplete" }
+}
+
+/// Returns the bytes of a call of a function as JSON, at most.
+fn call_bytes(call: &ToolCall) -> usize {
+    [&call.id, &call.name, &call.arguments].map(|text| quoted_size(text)).iter().sum::<usize>()
+        + FRAME_BYTES
+}
+
 /// Returns the fields of an object as JSON, without its braces.
 fn fields(object: &Value) -> String {
     let text = object.to_string();
@@ -352,7 +567,7 @@ mod tests {
     use super::super::request::ResponseRequest;
     use super::*;
     use crate::samples::RESPONSE_EVENTS;
-    use crate::session::model::{Failure, ToolCall};
+    use crate::session::model::Failure;
     use crate::session::store::message;
     use crate::session::{FinishReason, GenerationId, Role, SessionId, Status};
 
@@ -389,8 +604,20 @@ mod tests {
     ) -> Vec<NumberedEvent> {
         let mut events = Events::new(response.clone(), after);
         events.note_restarts(0).expect("no restart");
-        events.end(answer).expect("the same");
-        events.take()
+        events.end(answer.clone()).expect("the same");
+        taken(&mut events)
+    }
+
+    /// Makes all events that are known, each within the size that is told before.
+    fn taken(events: &mut Events) -> Vec<NumberedEvent> {
+        let mut made = Vec::new();
+        while let Some(bytes) = events.next_size() {
+            let event = events.next().expect("an event of this size");
+            assert!(event.text.len() <= bytes, "{bytes} bytes for {}", event.text);
+            made.push(event);
+        }
+        assert_eq!(events.next(), None);
+        made
     }
 
     fn parsed(events: &[NumberedEvent]) -> Vec<Value> {
@@ -478,12 +705,12 @@ mod tests {
         let mut events = Events::new(response.clone(), None);
         events.note_restarts(1).expect("nothing was sent");
         events.add_text(0, "one two three").expect("new");
-        let numbers: Vec<_> = events.take().iter().map(|event| event.number).collect();
+        let numbers: Vec<_> = taken(&mut events).iter().map(|event| event.number).collect();
         assert_eq!(&numbers[..4], [0, 1, RESTART_LEAP + 2, RESTART_LEAP + 3]);
         // The same text, written again after a failover.
         events.note_restarts(1).expect("the same answer");
         events.add_text(0, "one two").expect("the same");
-        assert!(events.take().is_empty());
+        assert!(taken(&mut events).is_empty());
         assert!(events.note_restarts(2).is_err());
         for (after, restarts, is_known) in [
             (None, 3, true),
@@ -517,7 +744,7 @@ mod tests {
             parsed(&all);
             let mut parts = Events::new(response.clone(), None);
             parts.note_restarts(0).expect("no restart");
-            let mut written = parts.take();
+            let mut written = taken(&mut parts);
             let mut cuts = cuts;
             cuts.sort_unstable();
             for (whole, is_reasoning) in [(&reasoning, true), (&text, false)] {
@@ -532,7 +759,7 @@ mod tests {
                             parts.add_text(from as u64, part)
                         };
                         added.expect("new");
-                        written.extend(parts.take());
+                        written.extend(taken(&mut parts));
                         from = to;
                     }
                 }
@@ -540,8 +767,8 @@ mod tests {
                     parts.add_reasoning(from as u64, &whole[from..]).expect("new");
                 }
             }
-            parts.end(&answer).expect("the same");
-            written.extend(parts.take());
+            parts.end(answer.clone()).expect("the same");
+            written.extend(taken(&mut parts));
             prop_assert_eq!(&written, &all);
             for after in 0..all.len() {
                 let rest = whole(&response, &answer, Some(after as u64));

@@ -1,5 +1,7 @@
 //! The response object, as OpenAI's API has it, at each state of its turn. Pure.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -44,6 +46,20 @@ pub enum OpenState {
     InProgress,
 }
 
+/// Counts bytes in place of writing them.
+struct Counted(usize);
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[derive(Serialize)]
 struct WrittenResponse<'a> {
     id: &'a str,
@@ -83,12 +99,33 @@ impl ResponseObject {
         self.write(status, None, &[])
     }
 
+    /// Returns the bytes of the response as JSON before its end, and of what it shows of its request.
+    pub fn open_bytes(&self) -> usize {
+        let mut counted = Counted(0);
+        // Counting does not fail.
+        let _ = self.write_to(&mut counted, "in_progress", None, &[]);
+        counted.0
+    }
+
     /// Returns the response as JSON after its end.
     pub fn ended(&self, answer: &Message) -> String {
         self.write(status_of(answer), Some(answer), &self.items.output(answer))
     }
 
     fn write(&self, status: &'static str, answer: Option<&Message>, output: &[Value]) -> String {
+        let mut text = Vec::new();
+        // This cannot fail: the types have no maps with keys other than text.
+        let _ = self.write_to(&mut text, status, answer, output);
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    fn write_to(
+        &self,
+        into: impl io::Write,
+        status: &'static str,
+        answer: Option<&Message>,
+        output: &[Value],
+    ) -> serde_json::Result<()> {
         let usage = answer.and_then(|answer| answer.usage).map(|usage| {
             json!({
                 "input_tokens": usage.prompt_tokens,
@@ -116,8 +153,7 @@ impl ResponseObject {
             conversation: self.conversation.as_ref().map(|id| json!({"id": id})),
             shown: &self.request.shown,
         };
-        // This cannot fail: the types have no maps with keys other than text.
-        serde_json::to_string(&written).unwrap_or_default()
+        serde_json::to_writer(into, &written)
     }
 }
 

@@ -7,6 +7,7 @@ use super::events::Events;
 use super::object::ResponseObject;
 use crate::api::streamed_turn::{FrontOutput, TurnWriter};
 use crate::api::whole_turn::completed;
+use crate::byte_room::ClientRoom;
 use crate::follow::{CancelOnDrop, Follow, FollowError, Update, final_message};
 use crate::http::problem::Problem;
 use crate::retry::Backoff;
@@ -65,8 +66,23 @@ impl TurnWriter for ResponseWriter {
             output.end();
             self.end(answer)?;
         }
-        self.take(output);
         Ok(())
+    }
+
+    fn next_size(&mut self) -> Option<usize> {
+        self.events.next_size()
+    }
+
+    fn next_frame(&mut self) -> Option<String> {
+        self.events.next().map(|event| event.text)
+    }
+
+    fn kept_bytes(&self) -> usize {
+        self.events.kept_bytes() + self.follow.stored_bytes()
+    }
+
+    fn charge(&mut self, room: ClientRoom) {
+        self.follow.charge(room);
     }
 
     fn has_begun(&self, _: &FrontOutput) -> bool {
@@ -77,7 +93,7 @@ impl TurnWriter for ResponseWriter {
         if let Some(failure) = self.failure.take_if(|_| self.may_refuse) {
             return Err(failure);
         }
-        if output.is_empty() && !output.has_ended() {
+        if self.events.next_size().is_none() && !output.has_ended() {
             output.push(HEARTBEAT.to_owned());
         }
         Ok(())
@@ -119,17 +135,8 @@ impl ResponseWriter {
         guard: Option<CancelOnDrop>,
     ) -> (Self, FrontOutput) {
         let (update, is_fresh, failure) = (None, true, None);
-        let mut writer = Self { follow, events, update, is_fresh, failure, may_refuse, guard };
-        let mut output = FrontOutput::default();
-        writer.take(&mut output);
-        (writer, output)
-    }
-
-    /// Adds the events that were written.
-    fn take(&mut self, output: &mut FrontOutput) {
-        for event in self.events.take() {
-            output.push(event.text);
-        }
+        let writer = Self { follow, events, update, is_fresh, failure, may_refuse, guard };
+        (writer, FrontOutput::default())
     }
 
     /// Returns how often the answer has begun anew, where the update brings its first text or its end.
@@ -160,10 +167,10 @@ impl ResponseWriter {
         if let Some(guard) = &mut self.guard {
             guard.disarm();
         }
-        self.events.end(&answer)?;
         if answer.status == Some(Status::Failed) {
-            self.failure = completed(answer).err();
+            self.failure = completed(answer.clone()).err();
         }
+        self.events.end(answer)?;
         Ok(())
     }
 }
