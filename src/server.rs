@@ -25,7 +25,7 @@ use crate::http::middleware::AllowLists;
 use crate::http::room::ConnectionRoom;
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, descriptors, spawn_caught};
 use crate::limits::RateLimits;
-use crate::membership::MembershipStore;
+use crate::membership::{MembershipStore, published_address};
 use crate::ollama::{Fleet, FleetConfig, HostConfig};
 use crate::queue::{Queue, QueueLimits, QueueStore};
 use crate::readiness::Readiness;
@@ -91,7 +91,8 @@ impl Server {
             running_of_address: settings.queue.address_turns as usize,
         };
         let queue = QueueStore::new(redis.clone(), replica.clone(), queue_limits);
-        let membership = MembershipStore::new(redis.clone(), replica.clone());
+        let membership =
+            MembershipStore::new(redis.clone(), replica.clone()).at(published_address(address));
         let session_limits = SessionLimits {
             anonymous_idle_seconds: settings.storage.anonymous_ttl.as_secs(),
             user_idle_seconds: settings.storage.session_ttl.map_or(0, |ttl| ttl.as_secs()),

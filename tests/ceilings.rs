@@ -4,15 +4,15 @@
 
 mod support;
 
-use jarvis::membership::MembershipStore;
+use jarvis::membership::{MembershipStore, ReplicaFigures};
 use jarvis::queue::{
-    HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Room, Ticket, TicketSource,
+    HostAccess, HostKey, HostReport, Overview, QueueLimits, QueueStore, Room, Ticket, TicketSource,
     TicketStatus,
 };
-use jarvis::redis::Redis;
+use jarvis::redis::{Observer, Redis};
 use jarvis::session::GenerationId;
 use support::redis::RedisServer;
-use support::store::connect;
+use support::store::{connect, options};
 
 const MODEL: &str = "m:latest";
 /// Turns that are measured in one world.
@@ -102,14 +102,23 @@ impl World {
         let watched = (1..=WATCHED.min(replicas - 1)).map(|next| (number + next) % replicas);
         let watched = watched.map(|at| format!("replica-{at}")).collect();
         let member = &self.members[number % replicas];
-        member.heartbeat(all, watched).await.expect("Redis");
+        // A replica publishes its figures as often as it reads all heartbeats.
+        let figures = all.then(|| ReplicaFigures {
+            version: "0.1.0".to_owned(),
+            address: format!("jarvis-{number}:10200"),
+            phase: "serving".to_owned(),
+            ..ReplicaFigures::default()
+        });
+        member.heartbeat(all, watched, figures.as_ref()).await.expect("Redis");
     }
 }
 
 #[tokio::test]
 #[ignore = "a measurement: cargo test --workspace --test ceilings -- --ignored --nocapture"]
 async fn what_turns_ticks_and_heartbeats_cost_one_redis_thread() {
-    println!("replicas hosts | turn with free slots | turn, 1,000 wait | tick | heartbeat, of all");
+    println!(
+        "replicas hosts | turn with free slots | turn, 1,000 wait | tick | heartbeat, of all | overview"
+    );
     for (replicas, hosts) in [(3, 3), (3, 20), (20, 20), (200, 20), (3, 100), (200, 100), (3, 1000)]
     {
         let world = World::with(replicas, hosts).await;
@@ -139,12 +148,17 @@ async fn what_turns_ticks_and_heartbeats_cost_one_redis_thread() {
         let tick = tick.await;
         let beat = world.cost(400, async |number| world.heartbeat(number, false).await).await;
         let all = world.cost(200, async |number| world.heartbeat(number, true).await).await;
+        let mut observer = Observer::connect(&options(&world.server.url())).expect("a client");
+        let overview = world.cost(50, async |_| {
+            Overview::read(&mut observer).await.expect("Redis");
+        });
+        let overview = overview.await;
         // Each replica ticks once a second, and reads all heartbeats with every tenth one.
         let beats = (HEARTBEATS - 1.0) * beat + all;
         let share = replicas as f64 * (tick + beats) / 1e6;
         println!(
             "{replicas:>8} {hosts:>5} | {free:>17.0} µs | {full:>13.0} µs | {tick:>4.0} µs | \
-             {beat:.0} µs, {all:.0} µs | ticks and heartbeats: {:.1} % of the thread",
+             {beat:.0} µs, {all:.0} µs | {overview:.0} µs | ticks and heartbeats: {:.1} % of the thread",
             share * 100.0
         );
     }

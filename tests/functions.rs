@@ -15,10 +15,11 @@ use jarvis::digest::sha256_hex;
 use jarvis::limits::{RateLimits, RequestKind, Subject};
 use jarvis::membership::MembershipStore;
 use jarvis::queue::{
-    Grant, HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Returned, Ticket, TicketSource,
+    Grant, HostAccess, HostKey, HostReport, Overview, QueueLimits, QueueStore, Returned, Ticket,
+    TicketSource,
 };
 use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
-use jarvis::redis::{Conditions, Redis, RedisError, migrations};
+use jarvis::redis::{Conditions, Observer, Redis, RedisError, migrations};
 use jarvis::session::image::RequestImages;
 use jarvis::session::model::User;
 use jarvis::session::store::{
@@ -115,13 +116,13 @@ async fn every_call_of_a_session(redis: &Redis) {
     store.evict(&owner, session).await.expect("Redis");
     every_call_of_a_user(&store, &budget).await;
     let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
-    membership.heartbeat(true, Vec::new()).await.expect("Redis");
+    membership.heartbeat(true, Vec::new(), None).await.expect("Redis");
     let living = membership.living(vec!["r1".to_owned(), "r2".to_owned()]).await;
     assert_eq!(living.expect("Redis"), ["r1".to_owned()].into());
     membership.sign_off().await.expect("Redis");
     let living = membership.living(vec!["r1".to_owned()]).await.expect("Redis");
     assert!(living.is_empty(), "it has signed off");
-    membership.remove_replica("r1", -1).await.expect("Redis");
+    membership.remove_replica("r1", -1, "signed_off", 0).await.expect("Redis");
 }
 
 async fn every_call_of_a_user(store: &Store, budget: &Budget) {
@@ -160,7 +161,7 @@ async fn every_call_of_a_user(store: &Store, budget: &Budget) {
     store.import_commit(&owner, &imported).await.expect("Redis");
 }
 
-async fn every_call_of_the_queue(redis: &Redis) {
+async fn every_call_of_the_queue(redis: &Redis, url: &str) {
     let limits = QueueLimits { waiting: 9, waiting_of_source: 9, running_of_address: 9 };
     let queue = QueueStore::new(redis.clone(), "r1".to_owned(), limits);
     let name = HostKey("host".to_owned());
@@ -191,6 +192,9 @@ async fn every_call_of_the_queue(redis: &Redis) {
     queue.holdings().await.expect("Redis");
     queue.release(generation).await.expect("Redis");
     queue.free("r1", None).await.expect("Redis");
+    let mut observer = Observer::connect(&options(url)).expect("a client");
+    let overview = Overview::read(&mut observer).await.expect("Redis");
+    assert_eq!(overview.hosts.total, 0, "its replica reports none");
 }
 
 async fn every_call_of_limits(redis: &Redis, server: &RedisServer) {
@@ -238,7 +242,7 @@ async fn every_function_is_called_by_the_names_that_it_declares() {
     log_every_command(&server);
     // A debug build refuses a call whose names, or their order, are not those of its function.
     every_call_of_a_session(&redis).await;
-    every_call_of_the_queue(&redis).await;
+    every_call_of_the_queue(&redis, &server.url()).await;
     every_call_of_api_keys(&redis).await;
     every_call_of_limits(&redis, &server).await;
     let conditions = Conditions::of(&redis);
@@ -341,7 +345,7 @@ async fn a_replica_that_misses_a_function_of_a_newer_layout_gets_an_error_that_s
     server.cli(&["HSET", RECORD, "layout", "4"]);
     server.cli(&["FUNCTION", "FLUSH"]);
     let membership = MembershipStore::new(redis, "r".to_owned());
-    let refused = membership.heartbeat(true, Vec::new()).await.expect_err("a later layout");
+    let refused = membership.heartbeat(true, Vec::new(), None).await.expect_err("a later layout");
     assert!(refused.to_string().contains("Start a later release"), "{refused}");
     assert_eq!(server.cli(&["FUNCTION", "LIST"]).trim(), "", "nothing is loaded");
 }
@@ -353,7 +357,7 @@ async fn a_server_keeps_its_number_when_functions_are_loaded_again_and_gets_anot
         let redis = connect(&server);
         migrations::apply(&redis).await.expect("migrations");
         let membership = MembershipStore::new(redis, "r".to_owned());
-        membership.heartbeat(false, Vec::new()).await.expect("Redis").server
+        membership.heartbeat(false, Vec::new(), None).await.expect("Redis").server
     };
     let first = number().await;
     assert_eq!(number().await, first, "every replica loads the functions at its start");

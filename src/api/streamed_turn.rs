@@ -21,7 +21,7 @@ use crate::http::rate_limit::Standings;
 use crate::http::room::{NoRoom, OutputRoom, hold};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::sign_in::Validity;
-use crate::telemetry::{CountedOpen, metric};
+use crate::telemetry::{CountedOpen, LIVE, metric};
 
 /// How long the response waits for the turn: an error by then has its own status. Proxies and
 /// clients get the first byte within a second.
@@ -142,8 +142,10 @@ pub async fn respond<W: TurnWriter>(
     validity: Validity,
     last_byte: LastByte,
 ) -> Result<Response, Problem> {
-    let (open, counted) =
-        (shared.sockets.token(), CountedOpen::new(metrics::gauge!(metric::EVENT_STREAMS)));
+    let (open, counted) = (
+        shared.sockets.token(),
+        CountedOpen::live(metrics::gauge!(metric::EVENT_STREAMS), &LIVE.event_streams),
+    );
     let mut room = shared.output_room(permit.source());
     writer.charge(room.of_client());
     room.keep(writer.kept_bytes()).await?;

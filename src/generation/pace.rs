@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::session::Usage;
-use crate::telemetry::{GenAi, metric};
+use crate::telemetry::{GenAi, LIVE, metric};
 
 /// The times of one run's pieces. A piece is at least one token.
 pub(super) struct Pace {
@@ -25,9 +25,10 @@ impl Pace {
         Self { host, gen_ai, asked: now, first: None, last: now, longest_gap: Duration::ZERO }
     }
 
-    /// Notes a piece. Returns whether it is the first one. This reads the clock, and nothing more,
-    /// as it happens at each token.
+    /// Notes a piece. Returns whether it is the first one. This reads the clock and counts, and nothing
+    /// more, as it happens at each token.
     pub(super) fn note(&mut self) -> bool {
+        LIVE.pieces.rise();
         let now = Instant::now();
         let is_first = self.first.is_none();
         if is_first {

@@ -17,7 +17,7 @@ use crate::queue::Freed;
 use crate::session::GenerationId;
 use crate::session::StoreError;
 use crate::session::store::{BUCKETS, Claim, ClaimAttempt, OpenTurn};
-use crate::telemetry::metric;
+use crate::telemetry::{LIVE, metric};
 
 /// Calls of Redis at the same time.
 const CALLS_AT_ONCE: usize = 32;
@@ -41,7 +41,7 @@ impl TurnSuccessor {
 impl Successor for TurnSuccessor {
     type Error = StoreError;
 
-    async fn take_over(&mut self, gone: &GoneReplica) -> Result<(), StoreError> {
+    async fn take_over(&mut self, gone: &GoneReplica) -> Result<usize, StoreError> {
         let Self { generations, unanswered, .. } = self;
         let mut adopted = Adopted::of(generations, &gone.name);
         adopted.apply_ends(generations);
@@ -67,7 +67,7 @@ impl Successor for TurnSuccessor {
             metrics::counter!(metric::WRONG_SUSPICIONS_TOTAL, "reason" => reason).increment(1);
             tracing::warn!(replica, reason, "suspected replica is alive");
         }
-        Ok(())
+        Ok(turns)
     }
 
     fn note_watcher(&self, watcher: Option<String>) {
@@ -147,6 +147,7 @@ async fn take_over(
         };
         let from = &attempt.open().replica;
         taken += 1;
+        LIVE.taken_over.rise();
         metrics::counter!(metric::TAKEOVERS_TOTAL, "reason" => reason).increment(1);
         tracing::info!(
             session = turn.session.redacted(),

@@ -26,7 +26,7 @@ use crate::session::model::{ContextReport, Failure, ToolCall, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
 use crate::telemetry::traces::{self, Span};
-use crate::telemetry::{CountedOpen, GenAi, metric};
+use crate::telemetry::{CountedOpen, GenAi, LIVE, metric};
 
 /// How long the session is not notified of a queue position after an answer broke off: the answer
 /// usually continues sooner.
@@ -69,7 +69,7 @@ pub(super) async fn run(
     traces::record_in_log(turn.trace(), &span);
     async move {
         let mut trace = turn_spans::writer(&turn, generations.store.replica());
-        let _open = CountedOpen::new(metrics::gauge!(metric::TURNS_OPEN));
+        let _open = CountedOpen::live(metrics::gauge!(metric::TURNS_OPEN), &LIVE.turns);
         if run_to_end(&generations, &turn, state, failure, &mut trace).await.is_err() {
             trace.set("jarvis.turn.outcome", "stopped");
             // A cancel waits for this event.

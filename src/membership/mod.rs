@@ -5,6 +5,7 @@
 //! [`Successor`] takes over its turns and slots.
 
 mod detector;
+mod figures;
 mod renewal;
 mod store;
 
@@ -17,7 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::{Lifecycle, TaskEnd};
 
+use self::figures::FiguresSource;
+
 pub use self::detector::{Detector, GoneReason, GoneReplica, Timing};
+pub use self::figures::{ReplicaFigures, published_address};
 pub use self::renewal::Renewal;
 pub use self::store::{Heartbeats, MembershipStore, Sighting, Watched};
 
@@ -39,11 +43,12 @@ pub trait Successor: Send + Sync {
     /// Why a takeover could not be completed.
     type Error: Display + Send;
 
-    /// Takes over everything that the replica held. The call is repeated until it succeeds.
+    /// Takes over everything that the replica held, and returns the number of turns. The call is
+    /// repeated until it succeeds.
     fn take_over(
         &mut self,
         gone: &GoneReplica,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    ) -> impl Future<Output = Result<usize, Self::Error>> + Send;
 
     /// Learns which living replica watches the connections of this one, where there is one.
     fn note_watcher(&self, watcher: Option<String>);
@@ -79,6 +84,7 @@ impl Membership {
         let mut tick = interval(heartbeat_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut detector = Detector::new(store.replica().to_owned(), Timing { lease, still });
+        let mut figures = FiguresSource::new(store.address().to_owned());
         let mut swept = Instant::now();
         let (mut heartbeats_since_all, mut known) = (HEARTBEATS_PER_READ_OF_ALL, 0);
         loop {
@@ -89,8 +95,10 @@ impl Membership {
             heartbeats_since_all += 1;
             let all = heartbeats_since_all >= HEARTBEATS_PER_READ_OF_ALL;
             let made = Instant::now();
-            let heartbeat = store.heartbeat(all, detector.watched());
+            let due = figures.due(lifecycle.phase());
+            let heartbeat = store.heartbeat(all, detector.watched(), due.as_ref());
             let Ok(Ok(sighting)) = timeout(lease, heartbeat).await else {
+                figures.repeat();
                 detector.reset(Instant::now());
                 heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
                 continue;
@@ -109,14 +117,18 @@ impl Membership {
                 continue;
             }
             for replica in &gone {
-                if let Err(error) = successor.take_over(replica).await {
-                    tracing::warn!(%error, replica = replica.name, "takeover waiting for redis");
-                    continue;
-                }
+                let turns = match successor.take_over(replica).await {
+                    Ok(turns) => turns,
+                    Err(error) => {
+                        tracing::warn!(%error, replica = replica.name, "takeover waiting for redis");
+                        continue;
+                    }
+                };
                 detector.forget(&replica.name);
                 if let Some(counter) = replica.counter {
+                    let reason = replica.reason.as_str();
                     // If this fails, the replica is found gone again, with nothing to take over.
-                    let _ = store.remove_replica(&replica.name, counter).await;
+                    let _ = store.remove_replica(&replica.name, counter, reason, turns).await;
                 }
             }
             if swept.elapsed() >= SWEEP_INTERVAL

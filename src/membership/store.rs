@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use fred::prelude::Value;
 
+use super::figures::ReplicaFigures;
 use crate::redis::{Call, Redis, RedisError, keys};
 
 /// The counter of a replica that has signed off.
@@ -44,12 +45,24 @@ pub struct Watched {
 pub struct MembershipStore {
     redis: Redis,
     replica: String,
+    address: String,
 }
 
 impl MembershipStore {
     /// Creates a store that renews the heartbeat of `replica`.
     pub fn new(redis: Redis, replica: String) -> Self {
-        Self { redis, replica }
+        Self { redis, replica, address: String::new() }
+    }
+
+    /// Publishes this address as that at which the replica listens.
+    #[must_use]
+    pub fn at(self, address: String) -> Self {
+        Self { address, ..self }
+    }
+
+    /// Returns the address at which this replica listens, as it is published.
+    pub(super) fn address(&self) -> &str {
+        &self.address
     }
 
     /// Returns this replica's name, which is random at each start.
@@ -57,15 +70,23 @@ impl MembershipStore {
         &self.replica
     }
 
-    /// Renews this replica's heartbeat, and reads those of the watched replicas or of all.
+    /// Renews this replica's heartbeat, publishes its figures where they are due, and reads the heartbeats
+    /// of the watched replicas or of all.
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn heartbeat(&self, all: bool, watched: Vec<String>) -> Result<Sighting, RedisError> {
+    pub async fn heartbeat(
+        &self,
+        all: bool,
+        watched: Vec<String>,
+        figures: Option<&ReplicaFigures>,
+    ) -> Result<Sighting, RedisError> {
         let call = Call::new("jarvis_heartbeat_1")
             .key("queue", keys::QUEUE.to_owned())
             .key("heartbeats", keys::heartbeats())
+            .key("figures", keys::figures())
             .arg("replica", self.replica.as_str())
+            .arg("figures", figures.map(ReplicaFigures::encode).unwrap_or_default())
             .flag("all", all)
             .rest("watched", watched.iter().map(|name| name.as_str().into()));
         let made = Instant::now();
@@ -95,14 +116,26 @@ impl MembershipStore {
         self.redis.call(call).await
     }
 
-    /// Removes a replica whose heartbeat stopped at `counter`, unless the heartbeat has moved
-    /// since.
+    /// Removes a replica whose heartbeat stopped at `counter`, unless the heartbeat has moved since. Notes
+    /// for a while the `reason`, a word, and that this replica took over so many `turns`.
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn remove_replica(&self, replica: &str, counter: i64) -> Result<(), RedisError> {
-        let call = call("jarvis_remove_replica_1").arg("replica", replica);
-        self.redis.call(call.text("counter", counter)).await
+    pub async fn remove_replica(
+        &self,
+        replica: &str,
+        counter: i64,
+        reason: &str,
+        turns: usize,
+    ) -> Result<(), RedisError> {
+        let call = call("jarvis_remove_replica_1")
+            .key("figures", keys::figures())
+            .key("gone", keys::gone())
+            .arg("replica", replica)
+            .text("counter", counter)
+            .arg("reason", reason)
+            .text("turns", turns);
+        self.redis.call(call).await
     }
 }
 

@@ -6,12 +6,14 @@
 
 mod hosts;
 mod lease;
+mod overview;
 mod reconciler;
 mod store;
 mod ticket;
 
 pub use hosts::{HostAccess, HostKey, HostReport, HostUse};
 pub use lease::Lease;
+pub use overview::{Capped, GoneOverview, HostOverview, ModelOverview, Overview, ReplicaOverview};
 pub use store::{Freed, QueueStore, Tick};
 pub use ticket::{
     Grant, QueueLimits, Returned, Room, Ticket, TicketReply, TicketSource, TicketStatus, Waiting,

@@ -92,8 +92,8 @@ pub const LIBRARIES: &[Library] = &[
         "queue",
         include: ["keys", "tickets", "hosts", "grants", "outlook"],
         commands: [
-            "queue_free", "queue_give_back", "queue_holdings", "queue_join", "queue_release",
-            "queue_report", "queue_restore", "queue_room", "queue_statuses", "queue_tick"
+            "queue_free", "queue_give_back", "queue_holdings", "queue_join", "queue_overview",
+            "queue_release", "queue_report", "queue_restore", "queue_room", "queue_statuses", "queue_tick"
         ]
     ),
     library!(

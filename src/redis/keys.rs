@@ -26,6 +26,17 @@ pub fn heartbeats() -> String {
     in_queue("heartbeats")
 }
 
+/// Returns the hash of what the replicas publish of themselves, once a second, in the hash slot of the
+/// heartbeats.
+pub fn figures() -> String {
+    in_queue("figures")
+}
+
+/// Returns the hash of the replicas that went lately, in the hash slot of the heartbeats.
+pub fn gone() -> String {
+    in_queue("gone")
+}
+
 /// Returns the channel on which a replica learns of its grants.
 pub fn grants(replica: &str) -> String {
     in_queue(&format!("replica:{replica}"))

@@ -2,23 +2,37 @@
 
 use metrics::Gauge;
 
+use super::live::LiveCount;
 use super::metric;
 
 /// Counts one object as open in a gauge until this value is dropped, also where its task ends, is
 /// stopped or panics.
-pub struct CountedOpen(Gauge);
+pub struct CountedOpen {
+    gauge: Gauge,
+    live: Option<&'static LiveCount>,
+}
 
 impl CountedOpen {
     /// Counts one more.
     pub fn new(gauge: Gauge) -> Self {
         gauge.increment(1.0);
-        Self(gauge)
+        Self { gauge, live: None }
+    }
+
+    /// Counts one more, in a count of this process, too.
+    pub fn live(gauge: Gauge, count: &'static LiveCount) -> Self {
+        count.rise();
+        gauge.increment(1.0);
+        Self { gauge, live: Some(count) }
     }
 }
 
 impl Drop for CountedOpen {
     fn drop(&mut self) {
-        self.0.decrement(1.0);
+        self.gauge.decrement(1.0);
+        if let Some(count) = self.live {
+            count.fall();
+        }
     }
 }
 

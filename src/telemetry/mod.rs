@@ -5,6 +5,7 @@ mod gen_ai;
 mod handles;
 mod hosts;
 mod line_limit;
+mod live;
 mod log_filter;
 pub mod metric;
 mod runtime;
@@ -15,6 +16,7 @@ pub use count::{CountedOpen, count_close, count_resume, count_slow_reader};
 pub use gen_ai::GenAi;
 pub use handles::{APPENDS, AppendMetrics, record_redis_command};
 pub use hosts::GaugedHosts;
+pub use live::{LIVE, LiveCount, LiveCounts};
 pub use log_filter::{FilterInForce, LogFilter};
 pub use secrets::Secrets;
 

@@ -4,7 +4,10 @@
 -- Keys:       queue        the beginning of the names of the replicas' channels
 --             heartbeats   hash: replica → a counter that rises several times a lease, -1 once the
 --                          replica has signed off
+--             figures      hash: replica → the time of Redis in milliseconds, and what the replica
+--                          publishes of itself
 -- Arguments:  replica
+--             figures       of this replica, to be published; empty where they are not due
 --             all          1 to read the heartbeats of all replicas, else 0
 --             watched      the names of replicas whose connections are looked at, too
 -- Reply:      server        another number after each start of this server
@@ -50,12 +53,17 @@ register {
   name = 'heartbeat',
   version = 1,
   flags = { 'allow-oom' },
-  keys = { 'queue', 'heartbeats' },
-  arguments = { 'replica', 'all' },
+  keys = { 'queue', 'heartbeats', 'figures' },
+  arguments = { 'replica', 'figures', 'all' },
   rest = 'watched',
   run = function(keys, args)
     server = server or server_number()
     redis.call('HINCRBY', keys.heartbeats, args.replica, 1)
+    if args.figures ~= '' then
+      local time = redis.call('TIME')
+      local now = time[1] * 1000 + math.floor(time[2] / 1000)
+      redis.call('HSET', keys.figures, args.replica, string.format('%.0f ', now) .. args.figures)
+    end
     local replicas = { args.replica, unpack(args.watched) }
     local counts = subscribers(keys.queue, replicas)
     local counters = redis.call('HMGET', keys.heartbeats, unpack(replicas))

@@ -33,7 +33,7 @@ use crate::session::{
     Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
 };
 use crate::sign_in::{Identity, Validity};
-use crate::telemetry::{CountedOpen, count_resume, metric};
+use crate::telemetry::{CountedOpen, LIVE, count_resume, metric};
 
 /// The source of an event stream.
 enum StreamSource {
@@ -224,7 +224,8 @@ impl EventStream {
         (last_byte, permit): (LastByte, SocketPermit),
     ) -> Self {
         let open = shared.sockets.token();
-        let counted = CountedOpen::new(metrics::gauge!(metric::EVENT_STREAMS));
+        let counted =
+            CountedOpen::live(metrics::gauge!(metric::EVENT_STREAMS), &LIVE.event_streams);
         let room = shared.output_room(permit.source());
         let mut source = source;
         match &mut source {

@@ -6,12 +6,16 @@
 -- A hash: user, source, networks (around the source, the smallest first), running_limit (of the
 -- source; 0: none), model, session, prefixes (digests of the conversation and its beginnings, the
 -- longest first; absent where there are none), start (the round), finish_before (of the user, where
--- the source is in wider networks), score, first, grants, replica (none: parked until a replica takes
--- it over), host and since while it holds a slot, not:<host> → until when.
+-- the source is in wider networks), score, first, joined (since when it waits for its first slot), grants,
+-- replica (none: parked until a replica takes it over), host and since while it holds a slot, not:<host>
+-- → until when.
 local ticket_key = key_of_each(':ticket:')
 
 -- A sorted set: the waiting generations of a model by score.
 local model_key = key_of_each(':model:')
+
+-- A sorted set: the waiting generations of a model by the time since which each waits.
+local waits_key = key_of_each(':waits:')
 
 -- A set: the models that tickets wait for.
 local models_key = single_key(':models')

@@ -45,11 +45,12 @@ local function create_ticket(base, args, start, first, at_score)
     user = args.user, source = args.source, networks = args.networks,
     running_limit = args.running_limit, model = args.model, session = args.session,
     prefixes = args.prefixes, start = string.format('%.17g', start), first = first and '1' or '0',
-    score = at_score,
+    score = at_score, joined = now_ms(),
   }
   redis.call('HSET', ticket.key, 'replica', ticket.replica, 'user', ticket.user, 'source', ticket.source,
     'networks', ticket.networks, 'running_limit', ticket.running_limit, 'model', ticket.model,
-    'session', ticket.session, 'start', ticket.start, 'first', ticket.first, 'score', ticket.score)
+    'session', ticket.session, 'start', ticket.start, 'first', ticket.first, 'score', ticket.score,
+    'joined', ticket.joined)
   return ticket
 end
 
@@ -131,6 +132,9 @@ end
 -- Adds a ticket to the queue, at its score.
 local function enter_queue(base, ticket)
   redis.call('ZADD', model_key(base, ticket.model), ticket.score, ticket.generation)
+  -- A turn that had a slot waits anew; one that was taken over waits on.
+  local since = not ticket.grants and ticket.joined or now_ms()
+  redis.call('ZADD', waits_key(base, ticket.model), since, ticket.generation)
   redis.call('SADD', models_key(base), ticket.model)
   for _, network in ipairs(networks_of(ticket)) do
     redis.call('ZADD', source_key(base, network.name), ticket.score, ticket.generation)
@@ -153,6 +157,7 @@ local function leave_queue(base, ticket)
   end
   local waiting = model_key(base, ticket.model)
   redis.call('ZREM', waiting, ticket.generation)
+  redis.call('ZREM', waits_key(base, ticket.model), ticket.generation)
   if redis.call('EXISTS', waiting) == 0 then
     redis.call('SREM', models_key(base), ticket.model)
   end

@@ -32,7 +32,7 @@ use crate::api::message_budget::BudgetShare;
 use crate::api::native::websocket::scanner::FrameScanner;
 use crate::api::native::wire;
 use crate::http::room::RoomPermit;
-use crate::telemetry::{CountedOpen, count_close, metric};
+use crate::telemetry::{CountedOpen, LIVE, count_close, metric};
 
 /// Bytes of the buffer that each socket keeps. It grows for larger messages and stays large; most
 /// messages are small.
@@ -133,7 +133,8 @@ impl Socket {
         };
         let frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
         metrics::counter!(metric::WEBSOCKETS_OPENED_TOTAL).increment(1);
-        Self { frames, writing: None, _open: CountedOpen::new(metrics::gauge!(metric::WEBSOCKETS)) }
+        let open = CountedOpen::live(metrics::gauge!(metric::WEBSOCKETS), &LIVE.websockets);
+        Self { frames, writing: None, _open: open }
     }
 
     /// Receives the next message. Cancel-safe: dropping the future loses nothing.

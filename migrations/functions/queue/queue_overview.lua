@@ -1,0 +1,109 @@
+-- Returns the fleet at one moment: replicas, hosts and what waits, for somebody who looks at it. It only
+-- reads. What is beyond its bounds is counted and left out.
+--
+-- Keys:       queue
+--             heartbeats, figures, gone   of the replicas, as heartbeat and remove_replica have them
+-- Arguments:  none
+-- Reply:      now        the time of Redis in milliseconds
+--             replicas   their number, then name, counter and figures of each
+--             gone       of each replica that went lately its name, and what is noted of it
+--             hosts      their number, then of each name, slots, slots in use, mean duration of a turn in
+--                        milliseconds or empty, the replicas for which it is open, on trial and shut, and
+--                        the list of its models: loaded or stored, and the name
+--             models     the number of those that turns wait for, then of each name, waiting turns and
+--                        since when the first of them waits
+-- Called by:  Overview::read
+
+-- What one call lists, at most.
+local REPLICAS, HOSTS, MODELS, MODELS_OF_HOST = 300, 64, 64, 16
+
+-- Returns a hash as a table.
+local function read_hash(key)
+  local flat, fields = redis.call('HGETALL', key), {}
+  for i = 1, #flat, 2 do
+    fields[flat[i]] = flat[i + 1]
+  end
+  return fields
+end
+
+-- Returns the names in a table, sorted.
+local function sorted_names(of)
+  local names = {}
+  for name in pairs(of) do
+    names[#names + 1] = name
+  end
+  table.sort(names)
+  return names
+end
+
+local function list_replicas(counters, figures)
+  local names = sorted_names(counters)
+  local list = { #names }
+  for i = 1, math.min(#names, REPLICAS) do
+    list[#list + 1] = names[i]
+    list[#list + 1] = counters[names[i]]
+    list[#list + 1] = figures[names[i]] or ''
+  end
+  return list
+end
+
+-- Describes a host, as those replicas report it that have a heartbeat.
+local function describe_host(base, name, counters)
+  local fields = read_hash(host_key(base, name))
+  local seen, models = { open = 0, trial = 0, shut = 0 }, {}
+  for field, value in pairs(fields) do
+    local kind, of = string.match(field, '^(%a+):(.*)$')
+    if kind == 'via' and tonumber(counters[of] or -1) >= 0 then
+      seen[value] = (seen[value] or 0) + 1
+    elseif kind == 'has' then
+      models[#models + 1] = value .. ' ' .. of
+    end
+  end
+  -- Those in memory come first.
+  table.sort(models)
+  for i = #models, MODELS_OF_HOST + 1, -1 do
+    models[i] = nil
+  end
+  return name, fields.slots or '0', tostring(redis.call('HLEN', held_key(base, name))),
+    fields.turn_ms or '', seen.open, seen.trial, seen.shut, models
+end
+
+local function list_hosts(base, counters)
+  local names = redis.call('SMEMBERS', hosts_key(base))
+  table.sort(names)
+  local list = { #names }
+  for i = 1, math.min(#names, HOSTS) do
+    list[i + 1] = { describe_host(base, names[i], counters) }
+  end
+  return list
+end
+
+local function list_models(base)
+  local models = waiting_models(base)
+  local list = { #models }
+  for i = 1, math.min(#models, MODELS) do
+    local first = redis.call('ZRANGE', waits_key(base, models[i]), 0, 0, 'WITHSCORES')
+    list[#list + 1] = models[i]
+    list[#list + 1] = redis.call('ZCARD', model_key(base, models[i]))
+    list[#list + 1] = first[2] or ''
+  end
+  return list
+end
+
+register {
+  name = 'queue_overview',
+  version = 1,
+  flags = { 'no-writes' },
+  keys = { 'queue', 'heartbeats', 'figures', 'gone' },
+  arguments = {},
+  run = function(keys)
+    local base, counters = keys.queue, read_hash(keys.heartbeats)
+    return {
+      now_ms(),
+      list_replicas(counters, read_hash(keys.figures)),
+      redis.call('HGETALL', keys.gone),
+      list_hosts(base, counters),
+      list_models(base),
+    }
+  end,
+}
