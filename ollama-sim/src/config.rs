@@ -91,6 +91,10 @@ pub struct Config {
     #[arg(long, env = "OLLAMA_SIM_TOKENS", value_name = "N", default_value_t = 64)]
     pub tokens: usize,
 
+    /// The answer to every message without directives [scripted]
+    #[arg(long, env = "OLLAMA_SIM_SAY", value_name = "TEXT")]
+    pub say: Option<String>,
+
     /// Milliseconds that loading a model takes, the first time and with another num_ctx
     #[arg(long, env = "OLLAMA_SIM_LOAD_MS", value_name = "MS", default_value_t = 0)]
     pub load_ms: u64,
@@ -140,6 +144,7 @@ impl Default for Config {
             rate: 0.0,
             first_token_ms: 0,
             tokens: 64,
+            say: None,
             load_ms: 0,
             num_ctx: 4096,
             model_ctx: 8192,

@@ -65,6 +65,7 @@ impl Sim {
                 tokens: config.tokens,
                 rate: config.rate,
                 first: Duration::from_millis(config.first_token_ms),
+                say: config.say.as_deref().map(Arc::from),
             }),
             EngineKind::Llama => {
                 Engine::Llama(Llama::new(&config.llama_url).map_err(StartError::Client)?)

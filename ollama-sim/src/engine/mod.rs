@@ -119,7 +119,7 @@ impl Engine {
     pub async fn start(&self, task: &Task) -> Result<Generator, EngineError> {
         Ok(match self {
             Self::Scripted(pace) => {
-                Generator::Scripted(Box::new(scripted::Scripted::new(task, *pace)))
+                Generator::Scripted(Box::new(scripted::Scripted::new(task, pace)))
             }
             Self::Llama(llama) => Generator::Llama(Box::new(llama.complete(task).await?)),
         })

@@ -1,6 +1,7 @@
 //! Plays a script: from the end of a raw prompt, at the requested pace.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,7 +17,7 @@ use crate::tokens::first_tokens;
 const BATCH: usize = 64;
 
 /// The settings that a message may override.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Pace {
     /// Length of an answer in tokens.
     pub tokens: usize,
@@ -24,6 +25,8 @@ pub struct Pace {
     pub rate: f64,
     /// Time before the first token.
     pub first: Duration,
+    /// The answer to a message without directives.
+    pub say: Option<Arc<str>>,
 }
 
 /// A script that is being played.
@@ -43,7 +46,7 @@ pub struct Scripted {
 
 impl Scripted {
     /// Finds the position in the script, and where the answer will end.
-    pub fn new(task: &Task, pace: Pace) -> Self {
+    pub fn new(task: &Task, pace: &Pace) -> Self {
         let turn = template::parse(&task.prompt);
         let directives = Directives::parse(turn.user);
         let forbidden = turn.without_reasoning && (task.raw || !directives.unasked);
@@ -55,9 +58,12 @@ impl Scripted {
             None if !task.calls.is_empty() && directives.tokens.is_none() => {
                 Cow::Borrowed("[[tokens=0]]")
             }
-            None => match images::answer(turn.user, &task.images) {
-                Some(answer) => Cow::Owned(format!("[[say]]{answer}")),
-                None => Cow::Borrowed(turn.user),
+            None => match (images::answer(turn.user, &task.images), &pace.say) {
+                (Some(answer), _) => Cow::Owned(format!("[[say]]{answer}")),
+                (None, Some(answer)) if directives == Directives::default() => {
+                    Cow::Owned(format!("[[say]]{answer}"))
+                }
+                (None, _) => Cow::Borrowed(turn.user),
             },
         };
         let mut script = script::script(&task.model, &user, seed, pace.tokens, thinks);

@@ -182,3 +182,11 @@ async fn thirty_equal_pieces_end_a_stream_without_a_last_line() {
     }
     world.stats_when("ended", |stats| stats.completed == 1).await;
 }
+
+#[tokio::test]
+async fn a_message_without_directives_gets_the_set_answer_and_one_with_them_its_own() {
+    let world = world(Config { say: Some("A set text.".to_owned()), ..Config::default() }).await;
+    assert_eq!(world.chat(&ask("anything")).await.answer(), "A set text.");
+    assert_eq!(world.chat(&ask("[[say]]its own")).await.answer(), "its own");
+    assert_eq!(world.chat(&ask("[[tokens=3 count]]")).await.answer().trim(), "1 2 3");
+}
