@@ -4,6 +4,7 @@ mod cli {
     pub mod chat;
     pub mod keys;
     pub mod sessions;
+    pub mod top;
 }
 
 use std::error::Error;
@@ -52,6 +53,9 @@ async fn main() -> ExitCode {
         }
         Command::Sessions { client, limit, words } => {
             cli::sessions::list(&client, limit, &words.join(" ")).await
+        }
+        Command::Top { redis, interval, once } => {
+            Box::pin(cli::top::top(&redis, interval, once)).await
         }
         Command::Key(command) => cli::keys::run(&command).await,
         Command::Token { user, ttl, secret } => token(&user, ttl, &secret),

@@ -90,6 +90,18 @@ pub enum Command {
         /// Words: only sessions whose title or messages have all of them
         words: Vec<String>,
     },
+    /// Shows the whole fleet in this terminal, live: replicas, hosts, queue and Redis. It only reads
+    Top {
+        /// The connection to Redis
+        #[command(flatten)]
+        redis: RedisSettings,
+        /// Seconds between two looks
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = values::seconds(1..=60))]
+        interval: Duration,
+        /// Prints the fleet once as plain text, as it does where the output is no terminal
+        #[arg(long)]
+        once: bool,
+    },
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -193,7 +205,7 @@ impl Cli {
                 settings.telemetry.check()?;
                 settings.sign_in.check()
             }
-            Command::Migrate { redis } => redis.check(),
+            Command::Migrate { redis } | Command::Top { redis, .. } => redis.check(),
             Command::Key(command) => command.redis().check(),
             _ => Ok(()),
         }
@@ -203,7 +215,7 @@ impl Cli {
     pub fn secrets(&self) -> Vec<String> {
         match &self.command {
             Command::Serve(settings) => settings.secrets(),
-            Command::Migrate { redis } => redis.passwords(),
+            Command::Migrate { redis } | Command::Top { redis, .. } => redis.passwords(),
             Command::Token { secret, .. } => secret.secrets(),
             Command::Key(command) => command.redis().passwords(),
             Command::Chat { client, .. } | Command::Sessions { client, .. } => client.secrets(),

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod collector;
+pub mod drawing;
 pub mod ended_streams;
 pub mod fleet;
 pub mod frames;
@@ -25,6 +26,7 @@ pub mod samples;
 pub mod sdks;
 pub mod setup;
 pub mod store;
+pub mod terminal;
 pub mod tls;
 pub mod tokens;
 
