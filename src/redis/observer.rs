@@ -35,7 +35,7 @@ pub struct Observer {
 /// One primary, as it describes itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerReport {
-    /// The address.
+    /// The address; `primary` where the client does not know it.
     pub address: String,
     /// The release of the server.
     pub version: String,
@@ -116,9 +116,14 @@ impl Observer {
         let is_cluster = of_cluster.is_some();
         let mut nodes = of_cluster.unwrap_or_else(|| self.client.active_connections());
         nodes.sort();
+        let mut nodes: Vec<Option<Server>> = nodes.into_iter().map(Some).collect();
+        if nodes.is_empty() {
+            // A user who may not run CLIENT ID has connections that are not listed.
+            nodes.push(None);
+        }
         let reports = nodes.into_iter().map(|node| async move {
-            let address = node.to_string();
-            let cluster_node = is_cluster.then_some(node);
+            let address = node.as_ref().map_or_else(|| "primary".to_owned(), Server::to_string);
+            let cluster_node = node.filter(|_| is_cluster);
             let options = Options {
                 timeout: Some(LIMIT),
                 max_attempts: Some(1),
