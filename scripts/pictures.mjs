@@ -2,6 +2,8 @@
 //
 //   node scripts/pictures.mjs http://127.0.0.1:10200/ "$(jarvis token --user ada --ttl 1h)"
 //
+// (a test runs it so: cargo test --workspace --test pictures -- --ignored the_pictures_of_the_page).
+//
 // It imports conversations into the account of the token's user, opens the page in Chromium, signs in and
 // takes docs/page-light.png and docs/page-dark.png.
 
