@@ -15,15 +15,18 @@
 -- Called by:  Overview::read
 
 -- What one call lists, at most.
-local REPLICAS, HOSTS, MODELS, MODELS_OF_HOST = 300, 64, 64, 16
+local REPLICAS, HOSTS, MODELS, MODELS_OF_HOST = 200, 100, 64, 16
+-- The fields of hosts that one call reads, approximately: each replica and each model has one at each
+-- host. Of the hosts beyond them only the slots are listed.
+local FIELDS = 2000
 
--- Returns a hash as a table.
+-- Returns a hash as a table, and the number of its fields.
 local function read_hash(key)
   local flat, fields = redis.call('HGETALL', key), {}
   for i = 1, #flat, 2 do
     fields[flat[i]] = flat[i + 1]
   end
-  return fields
+  return fields, #flat / 2
 end
 
 -- Returns the names in a table, sorted.
@@ -47,9 +50,15 @@ local function list_replicas(counters, figures)
   return list
 end
 
--- Describes a host, as those replicas report it that have a heartbeat.
-local function describe_host(base, name, counters)
-  local fields = read_hash(host_key(base, name))
+-- Describes a host, as those replicas report it that have a heartbeat; or only its slots. Returns the
+-- description, and the number of fields that were read.
+local function describe_host(base, name, counters, is_brief)
+  local key, fields, count = host_key(base, name), nil, 1
+  if is_brief then
+    fields = { slots = redis.call('HGET', key, 'slots') or nil }
+  else
+    fields, count = read_hash(key)
+  end
   local seen, models = { open = 0, trial = 0, shut = 0 }, {}
   for field, value in pairs(fields) do
     local kind, of = string.match(field, '^(%a+):(.*)$')
@@ -64,16 +73,18 @@ local function describe_host(base, name, counters)
   for i = #models, MODELS_OF_HOST + 1, -1 do
     models[i] = nil
   end
-  return name, fields.slots or '0', tostring(redis.call('HLEN', held_key(base, name))),
-    fields.turn_ms or '', seen.open, seen.trial, seen.shut, models
+  local used = tostring(redis.call('HLEN', held_key(base, name)))
+  return { name, fields.slots or '0', used, fields.turn_ms or '', seen.open, seen.trial, seen.shut,
+    models }, count
 end
 
 local function list_hosts(base, counters)
   local names = redis.call('SMEMBERS', hosts_key(base))
   table.sort(names)
-  local list = { #names }
+  local list, read = { #names }, 0
   for i = 1, math.min(#names, HOSTS) do
-    list[i + 1] = { describe_host(base, names[i], counters) }
+    local host, count = describe_host(base, names[i], counters, read > FIELDS)
+    list[i + 1], read = host, read + count
   end
   return list
 end
@@ -100,7 +111,7 @@ register {
     local base, counters = keys.queue, read_hash(keys.heartbeats)
     return {
       now_ms(),
-      list_replicas(counters, read_hash(keys.figures)),
+      list_replicas(counters, (read_hash(keys.figures))),
       redis.call('HGETALL', keys.gone),
       list_hosts(base, counters),
       list_models(base),
