@@ -192,8 +192,8 @@ impl ChatClient {
         let mut answer = DisplayedAnswer::default();
         let mut lost = send(&mut self.socket, &question).await.err();
         loop {
-            if let Some(error) = lost.take() {
-                screen.note(&format!(" [{error}; reconnecting] "));
+            if lost.take().is_some() {
+                screen.note(" [connection lost; reconnecting] ");
                 self.reconnect().await?;
                 if !answer.accepted {
                     lost = send(&mut self.socket, &question).await.err();

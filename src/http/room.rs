@@ -99,6 +99,24 @@ impl WholeBodyRoom {
     }
 }
 
+/// The room that was reserved for the reply of a request, before the request is handled. A handler gives
+/// it back where its reply is a stream, which takes room for itself: a request that holds room while it
+/// waits for more could wait for others that do the same.
+#[derive(Clone, Debug, Default)]
+pub struct ReservedReply(Arc<Mutex<Option<RoomPermit>>>);
+
+impl ReservedReply {
+    /// Keeps what was reserved.
+    pub fn new(permit: Option<RoomPermit>) -> Self {
+        Self(Arc::new(Mutex::new(permit)))
+    }
+
+    /// Returns what was reserved, where it was not taken yet.
+    pub fn take(&self) -> Option<RoomPermit> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 impl TakenRoom {
     /// Keeps what was taken.
     pub fn new(permit: RoomPermit) -> Self {

@@ -8,7 +8,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::public::is_public;
-use crate::http::room::{ConnectionRoom, REPLY_BYTES, TakenRoom, large_size, no_room};
+use crate::http::room::{
+    ConnectionRoom, REPLY_BYTES, ReservedReply, TakenRoom, large_size, no_room,
+};
 use crate::limits::RequestKind;
 
 /// The one reply that is large, belongs to no caller, and is made for each request.
@@ -27,7 +29,7 @@ pub(super) struct RoomLayer {
 /// needs beyond that once it is made; for every other reply it takes room for its real size. A small reply, a stream and a file of `/docs` hold none.
 pub(super) async fn reserve(
     State(RoomLayer { room, kind }): State<RoomLayer>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let (method, path) = (request.method(), request.uri().path());
@@ -45,7 +47,10 @@ pub(super) async fn reserve(
     } else {
         None
     };
+    let reserved = ReservedReply::new(reserved);
+    request.extensions_mut().insert(reserved.clone());
     let mut response = next.run(request).await;
+    let reserved = reserved.take();
     let Some(size) = large_size(&response) else { return response };
     if response.extensions().get::<TakenRoom>().is_some() {
         // The handler took it before it made the reply.

@@ -3,11 +3,11 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
+use axum::{Extension, Json};
 use chrono::Utc;
 use serde::Serialize;
 use serde_json::Value;
@@ -34,6 +34,7 @@ use crate::http::extract::query::QueryFields;
 use crate::http::middleware::LimitedCaller;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
+use crate::http::room::ReservedReply;
 use crate::session::store::{AnsweredTurn, ReadFrom, ReadOutcome, message};
 use crate::session::{Cursor, FinishReason, Message, Owner, Role, Status, StoreError};
 use crate::sign_in::Identity;
@@ -190,6 +191,7 @@ pub async fn retrieve(
     caller: Identity,
     LimitedCaller(subject): LimitedCaller,
     last_byte: LastByte,
+    Extension(reserved): Extension<ReservedReply>,
     ResponsePath(key): ResponsePath,
     QueryFields(query): QueryFields,
 ) -> Result<Response, Problem> {
@@ -219,6 +221,7 @@ pub async fn retrieve(
     let Resumed::Following { follow, .. } = in_time(follow).await? else { return Err(not_found()) };
     let after = after.map(i64::unsigned_abs);
     let (writer, output) = ResponseWriter::again(*follow, object, after);
+    drop(reserved.take());
     streamed_turn::respond(&shared, writer, output, permit, caller.validity, last_byte).await
 }
 
