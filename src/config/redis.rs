@@ -23,7 +23,7 @@ pub struct RedisSettings {
     #[arg(long, env = "JARVIS_REDIS_URL_FILE", value_name = "FILE", value_parser = of_file(redis_url))]
     pub redis_url_file: Option<OfFile<String>>,
 
-    /// File with the certificates (PEM) of the authorities that Redis's certificate may be of, in place
+    /// File with the certificates (PEM) of the authorities that Redis's certificate may be of, instead
     /// of the system's
     #[arg(long, env = "JARVIS_REDIS_CA_FILE", value_name = "FILE")]
     #[arg(value_parser = of_file(Authorities::parse))]

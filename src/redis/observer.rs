@@ -15,6 +15,7 @@ use tokio::sync::broadcast;
 use super::client::{RedisOptions, connect};
 use super::error::{RedisError, classify, is_unavailable};
 use super::functions::Call;
+use crate::lifecycle::spawn_caught;
 
 /// Events that the client buffers of each kind.
 const EVENTS: usize = 64;
@@ -88,7 +89,7 @@ impl Observer {
     /// [`RedisError::Url`].
     pub fn connect_again(&mut self) -> Result<(), RedisError> {
         let last = std::mem::replace(self, Self::connect(&self.options)?).client;
-        tokio::spawn(async move {
+        spawn_caught("redis", async move {
             let _ = tokio::time::timeout(LIMIT, last.quit()).await;
         });
         Ok(())

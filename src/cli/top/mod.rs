@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jarvis::config::RedisSettings;
+use jarvis::lifecycle::spawn_caught;
 use jarvis::redis::{Observer, RedisError};
 use jarvis::retry::Backoff;
 use jarvis::server::redis_options;
@@ -41,7 +42,7 @@ pub async fn top(settings: &RedisSettings, interval: Duration, once: bool) -> an
         return print_once(observer).await;
     }
     let (sender, looks) = mpsc::channel(1);
-    let looking = tokio::spawn(look_again_and_again(observer, interval, sender));
+    let looking = spawn_caught("top", look_again_and_again(observer, interval, sender));
     let shown = show(looks, interval).await;
     looking.abort();
     shown
