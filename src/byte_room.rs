@@ -15,7 +15,10 @@ const SHARES_KEPT: usize = 1024;
 
 /// A room of bytes, counted in KiB. Cloning is cheap, and clones share it.
 #[derive(Clone, Debug)]
-pub struct ByteRoom {
+pub struct ByteRoom(Arc<Whole>);
+
+#[derive(Debug)]
+struct Whole {
     free: Arc<Semaphore>,
     total: u32,
     /// The KiB of one share.
@@ -52,12 +55,8 @@ impl ByteRoom {
     /// Creates a room of so many MiB, of which one network or user may take so many.
     pub fn new(mib: u32, share_mib: u32) -> Self {
         let [total, share] = [mib, share_mib].map(|mib| mib.saturating_mul(1 << 10));
-        Self {
-            free: Arc::new(Semaphore::new(total as usize)),
-            total,
-            share,
-            shares: Shares::new(share as usize),
-        }
+        let free = Arc::new(Semaphore::new(total as usize));
+        Self(Arc::new(Whole { free, total, share, shares: Shares::new(share as usize) }))
     }
 
     /// Waits for room for so many bytes, in the order of the calls: in the share of this key, and then
@@ -73,10 +72,10 @@ impl ByteRoom {
         let wanted = kib_of(bytes, most);
         let take = async {
             let of_share = match key {
-                Some(key) => Some(self.shares.of(key).acquire_many_owned(wanted).await.ok()?),
+                Some(key) => Some(self.0.shares.of(key).acquire_many_owned(wanted).await.ok()?),
                 None => None,
             };
-            let of_process = Arc::clone(&self.free).acquire_many_owned(wanted).await.ok()?;
+            let of_process = Arc::clone(&self.0.free).acquire_many_owned(wanted).await.ok()?;
             Some(RoomPermit { of_process, of_share, most })
         };
         timeout(limit, take).await.ok()?
@@ -88,10 +87,10 @@ impl ByteRoom {
         let most = self.most_kib(key);
         let wanted = kib_of(bytes, most);
         let of_share = match key {
-            Some(key) => Some(self.shares.of(key).try_acquire_many_owned(wanted).ok()?),
+            Some(key) => Some(self.0.shares.of(key).try_acquire_many_owned(wanted).ok()?),
             None => None,
         };
-        let of_process = Arc::clone(&self.free).try_acquire_many_owned(wanted).ok()?;
+        let of_process = Arc::clone(&self.0.free).try_acquire_many_owned(wanted).ok()?;
         Some(RoomPermit { of_process, of_share, most })
     }
 
@@ -101,7 +100,7 @@ impl ByteRoom {
     }
 
     fn most_kib(&self, key: Option<ShareKey>) -> u32 {
-        if key.is_some() { self.share } else { self.total }
+        if key.is_some() { self.0.share } else { self.0.total }
     }
 }
 
@@ -300,7 +299,7 @@ mod tests {
             let network = key.source(address.parse().expect("an address")).widest_network();
             assert!(room.try_take(network, 1).is_some());
         }
-        let kept = room.shares.of_key.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let kept = room.0.shares.of_key.lock().unwrap_or_else(PoisonError::into_inner).len();
         assert!(kept < SHARES_KEPT, "{kept}: networks that take nothing are forgotten");
     }
 }

@@ -18,7 +18,7 @@ use crate::byte_room::ClientRoom;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::http::rate_limit::Standings;
-use crate::http::room::{NoRoom, OutputRoom, hold};
+use crate::http::room::{NoRoom, OutputRoom, RoomPermit, hold};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::sign_in::Validity;
 use crate::telemetry::{CountedOpen, LIVE, metric};
@@ -32,6 +32,8 @@ const FIRST_BYTE: Duration = Duration::from_millis(500);
 pub struct FrontOutput {
     frames: VecDeque<String>,
     has_ended: bool,
+    /// The room that the request reserved for its reply: what the front keeps comes out of it.
+    pub reserved: Option<RoomPermit>,
 }
 
 impl FrontOutput {
@@ -148,6 +150,7 @@ pub async fn respond<W: TurnWriter>(
     );
     let mut room = shared.output_room(permit.source());
     writer.charge(room.of_client());
+    room.keep_of(output.reserved.take(), writer.kept_bytes());
     room.keep(writer.kept_bytes()).await?;
     let begun = async {
         while !writer.has_begun(&output) && !output.has_ended {

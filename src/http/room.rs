@@ -99,9 +99,9 @@ impl WholeBodyRoom {
     }
 }
 
-/// The room that was reserved for the reply of a request, before the request is handled. A handler gives
-/// it back where its reply is a stream, which takes room for itself: a request that holds room while it
-/// waits for more could wait for others that do the same.
+/// The room that was reserved for the reply of a request, before the request is handled. A handler hands it
+/// to its stream, where the reply is one: a request that holds room while it waits for more could wait for
+/// others that do the same.
 #[derive(Clone, Debug, Default)]
 pub struct ReservedReply(Arc<Mutex<Option<RoomPermit>>>);
 
@@ -175,6 +175,13 @@ impl OutputRoom {
     /// Returns whether so many bytes that are kept need more room than was taken for them.
     pub fn lacks(&self, bytes: usize) -> bool {
         bytes > FREE_BYTES && self.kept.as_ref().is_none_or(|kept| kept.bytes() < bytes)
+    }
+
+    /// Keeps so much of what was reserved for a reply as these bytes need, and gives back the rest.
+    pub fn keep_of(&mut self, reserved: Option<RoomPermit>, bytes: usize) {
+        if bytes > FREE_BYTES {
+            self.kept = reserved.map(|permit| permit.shrink(bytes.next_multiple_of(FREE_BYTES)));
+        }
     }
 
     /// Waits for the room of so many bytes that are kept as long as this is. It is taken in steps.

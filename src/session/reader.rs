@@ -48,7 +48,7 @@ pub struct Reader {
     /// The window that a reader behind the feed's window read from Redis.
     catching_up: Option<Box<HeldWindow>>,
     /// The room of such windows; none where they take none.
-    room: Option<Box<ClientRoom>>,
+    room: Option<ClientRoom>,
     /// Bytes of the last such window, where there was no room for it.
     unpaid: usize,
     lost: bool,
@@ -178,7 +178,7 @@ impl Reader {
     /// Takes room for what it reads of Redis from now on, and for what it has read, until that was
     /// delivered.
     pub fn charge(&mut self, room: ClientRoom) {
-        self.room = Some(Box::new(room));
+        self.room = Some(room);
         if let Some(held) = self.catching_up.take() {
             self.catching_up = Some(self.held(held.window, None));
         }
@@ -194,7 +194,7 @@ impl Reader {
     /// Returns a window with its room, where there is any at once.
     fn held(&mut self, window: Window, room: Option<RoomPermit>) -> Box<HeldWindow> {
         let bytes = window.read_bytes();
-        let (room, has_room) = match self.room.as_deref().filter(|_| bytes > FREE_BYTES) {
+        let (room, has_room) = match self.room.as_ref().filter(|_| bytes > FREE_BYTES) {
             None => (None, true),
             Some(of_client) => {
                 let room = room.map_or_else(|| of_client.try_take(bytes), |it| it.resize(bytes));
@@ -251,7 +251,7 @@ impl Reader {
     /// Reads the changes after the cursor from Redis. A cursor that Redis does not know is lost
     /// after `grace`.
     async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
-        let room = match self.room.as_deref().filter(|_| self.unpaid > 0) {
+        let room = match self.room.as_ref().filter(|_| self.unpaid > 0) {
             Some(room) => room.take(self.unpaid, ROOM_LIMIT).await,
             None => None,
         };

@@ -70,7 +70,7 @@ pub struct Connection {
     trace: Option<Box<TraceContext>>,
     socket: Socket,
     reader: Reader,
-    running: Option<RunningRequest>,
+    running: Option<Box<RunningRequest>>,
     running_bytes: usize,
     waiting: VecDeque<ClientRequest>,
     /// The share of the running and the waiting requests in those of all sockets.
@@ -78,7 +78,7 @@ pub struct Connection {
     /// A delta that must wait for the outcome of the running request.
     held: Option<Arc<Delta>>,
     view: SocketView,
-    snapshot: Option<BoxFuture<'static, Result<TakenSnapshot, NoRoom>>>,
+    snapshot: Option<BoxFuture<'static, Result<Box<TakenSnapshot>, NoRoom>>>,
     bad_messages: u32,
     bad_since: Instant,
     /// The time from which the next token is checked at once.
@@ -433,7 +433,8 @@ impl Connection {
             request.pause = self.next_check.saturating_duration_since(now);
             self.next_check = now + request.pause + CHECK_PAUSE;
         }
-        self.running = Some(RunningRequest::begin(shared, subject, self.session, trace, request));
+        self.running =
+            Some(Box::new(RunningRequest::begin(shared, subject, self.session, trace, request)));
     }
 
     async fn finish_request(&mut self, outcome: RequestOutcome) -> Result<(), CloseReason> {
@@ -452,7 +453,9 @@ impl Connection {
             }
             RequestOutcome::Published => {}
             RequestOutcome::Reply(json) => self.send(json).await?,
-            RequestOutcome::History(json, room) => self.send_in(room, json).await?,
+            RequestOutcome::History(json, room) => {
+                self.send_in(room.map(|room| *room), json).await?;
+            }
             RequestOutcome::SignedIn(validity) => {
                 let expires_at = validity.expires.map(rfc3339_of);
                 self.sign_in = SignInWatch::new(&validity, self.shared.settings.auth_grace);
@@ -573,7 +576,7 @@ impl Connection {
                 let (json, cursor) = wire::snapshot(&snapshot);
                 let room = room.map(|room| room.shrink(json.len()));
                 let running = snapshot.running.map(|(generation, _)| generation);
-                Ok(Ok(TakenSnapshot { json, cursor, running, room }))
+                Ok(Ok(Box::new(TakenSnapshot { json, cursor, running, room })))
             };
             let failed = |error: StoreError| tracing::debug!(%error, "snapshot waiting for redis");
             retry_until_ok(Backoff::redis(), take, failed).await
@@ -582,10 +585,10 @@ impl Connection {
 
     async fn send_snapshot(
         &mut self,
-        snapshot: Result<TakenSnapshot, NoRoom>,
+        snapshot: Result<Box<TakenSnapshot>, NoRoom>,
     ) -> Result<(), CloseReason> {
         self.snapshot = None;
-        let TakenSnapshot { json, cursor, running, room } = snapshot.map_err(no_room)?;
+        let TakenSnapshot { json, cursor, running, room } = *snapshot.map_err(no_room)?;
         if let Some(generation) = self.view.streaming() {
             // The cursor is too old, so a client that reconnects with it before it has read the
             // history gets the history again.
@@ -615,7 +618,7 @@ struct TakenSnapshot {
 enum SocketStep {
     Received(Packet),
     Finished(RequestOutcome),
-    Snapshot(Result<TakenSnapshot, NoRoom>),
+    Snapshot(Result<Box<TakenSnapshot>, NoRoom>),
     Delivered(Delivered),
     Heartbeat,
     SignIn(SignInChange),
@@ -627,7 +630,7 @@ struct Unfinished {
     subject: Arc<Subject>,
     session: SessionId,
     trace: Option<Box<TraceContext>>,
-    running: Option<RunningRequest>,
+    running: Option<Box<RunningRequest>>,
     waiting: VecDeque<ClientRequest>,
     _share: BudgetShare,
 }
@@ -646,7 +649,13 @@ impl Unfinished {
             let Some(request) = self.waiting.pop_front() else { return };
             let (shared, subject) = (&self.shared, &self.subject);
             let trace = self.trace.as_deref().copied();
-            running = Some(RunningRequest::begin(shared, subject, self.session, trace, request));
+            running = Some(Box::new(RunningRequest::begin(
+                shared,
+                subject,
+                self.session,
+                trace,
+                request,
+            )));
         }
     }
 }
@@ -675,7 +684,7 @@ fn no_room(NoRoom: NoRoom) -> CloseReason {
     CloseReason::server(CloseCode::Again, reason)
 }
 
-async fn outcome(running: &mut Option<RunningRequest>) -> RequestOutcome {
+async fn outcome(running: &mut Option<Box<RunningRequest>>) -> RequestOutcome {
     match running {
         Some(running) => running.outcome.as_mut().await,
         None => std::future::pending().await,

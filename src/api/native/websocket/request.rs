@@ -118,7 +118,7 @@ pub enum RequestOutcome {
     /// The reply is this event.
     Reply(Utf8Bytes),
     /// The reply is this event, of which the room is kept until it was written.
-    History(Utf8Bytes, Option<RoomPermit>),
+    History(Utf8Bytes, Option<Box<RoomPermit>>),
     /// The reply is an event that all sockets of the session get.
     Published,
     /// The branch of this message is selected already.
@@ -167,7 +167,7 @@ async fn handle(
                         history(&shared.store, owner, session, limit, (before, id.as_deref()));
                     in_time(read).await.map(|json| {
                         let room = room.map(|room| room.shrink(json.len()));
-                        RequestOutcome::History(json, room)
+                        RequestOutcome::History(json, room.map(Box::new))
                     })
                 }
                 Err(refused) => Err(refused.into()),

@@ -220,8 +220,8 @@ pub async fn retrieve(
     // A cursor before the beginning is never that of a client which has the end.
     let Resumed::Following { follow, .. } = in_time(follow).await? else { return Err(not_found()) };
     let after = after.map(i64::unsigned_abs);
-    let (writer, output) = ResponseWriter::again(*follow, object, after);
-    drop(reserved.take());
+    let (writer, mut output) = ResponseWriter::again(*follow, object, after);
+    output.reserved = reserved.take();
     streamed_turn::respond(&shared, writer, output, permit, caller.validity, last_byte).await
 }
 
