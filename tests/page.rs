@@ -331,7 +331,7 @@ async fn a_user_who_signs_in_lists_finds_saves_and_takes_back_what_was_said() {
         &fleet,
         "signed_in.mjs",
         &[&token("alice")],
-        &["signed in", "elsewhere", "search", "files", "list"],
+        &["signed in", "search", "files", "elsewhere", "list"],
     )
     .await;
 }

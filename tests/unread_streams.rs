@@ -92,7 +92,7 @@ async fn streams_of_responses_that_are_not_read_are_held_within_the_room_of_thei
     let Setup { replica, redis: _redis, ollama: _ollama } =
         &setup_with_large_window(&[ROOM, PROXY]).await;
     let body = json!({"model": "tinyllama", "input": "[[tokens=6000]] at length",
-        "instructions": "x".repeat(250_000), "max_output_tokens": 6000});
+        "instructions": "x".repeat(250_000), "max_output_tokens": 7000});
     let response = post(replica, "/v1/responses", &body).await;
     assert_eq!(response.status, 200, "{}", response.body);
     let path =

@@ -37,20 +37,12 @@ await run(async (context, browser) => {
   await until(there, "complete");
   const id = new URL(there.url()).hash.slice(1);
 
-  // An answer that another device asked for has a mark in the list, until it has ended.
-  await page.click(".begin");
-  await ask(page, "[[tokens=60 rate=3]] on another device");
-  const mark = there.locator("li", { hasText: "another device" }).locator(".badge.running");
-  await mark.waitFor();
-  await mark.waitFor({ state: "detached", timeout: 2 * LIMIT });
-  report({ check: "elsewhere" });
-
   // The service finds what was said, and not only titles.
   const [, { content }] = await stored(id, base, token);
   // Not the last one, which is in the title.
   const word = content.trim().split(/\s+/).at(-3).toUpperCase();
   await there.fill('input[type="search"]', word);
-  const found = there.locator(".entries .excerpt");
+  const found = there.locator("li", { hasText: "of alice" }).locator(".excerpt");
   await found.waitFor();
   check((await found.textContent()).toUpperCase().includes(word), "the excerpt has the word");
   await there.fill('input[type="search"]', `${word} nothing-has-this`);
@@ -80,6 +72,14 @@ await run(async (context, browser) => {
   check(back !== id, "the conversation has another identifier");
   same((await stored(back, base, token)).at(-1).content, content, "the answer that came back");
   report({ check: "files" });
+
+  // An answer that another device asked for has a mark in the list, until it has ended.
+  await page.click(".begin");
+  await ask(page, "[[tokens=60 rate=3]] on another device");
+  const mark = there.locator("li", { hasText: "another device" }).locator(".badge.running");
+  await mark.waitFor();
+  await mark.waitFor({ state: "detached", timeout: 2 * LIMIT });
+  report({ check: "elsewhere" });
 
   same((await stored(back, base, token)).length, 2, "the stored messages");
   await there.locator(".account").click();
