@@ -131,7 +131,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Creates a client in place of one that no longer replies, with the cluster nodes that the old one
+/// Creates a client that replaces one that no longer replies, with the cluster nodes that the old one
 /// knew. Ends the old client without waiting for it.
 ///
 /// # Errors

@@ -309,7 +309,7 @@ impl Redis {
         self.main.client()
     }
 
-    /// Loads a library of functions on every primary, in place of its earlier version.
+    /// Loads a library of functions on every primary, and replaces its earlier version.
     pub(super) async fn load_library(&self, code: &str) -> Result<(), RedisError> {
         let client = self.client();
         let loaded = if client.is_clustered() {

@@ -24,10 +24,10 @@ pub enum RedisError {
          sentinelPassword in the Redis URL"
     )]
     SentinelCredentials,
-    /// A server that the URL names as a sentinel is none.
+    /// A server that the URL names as a sentinel is not a sentinel.
     #[error(
-        "a server that the Redis URL names as a sentinel is none; name the sentinels in the URL \
-         (port 26379 as a rule), or use redis:// for a Redis without sentinels"
+        "a server that the Redis URL names as a sentinel is not a sentinel; name the sentinels in the \
+         URL (port 26379 as a rule), or use redis:// for a Redis without sentinels"
     )]
     NotASentinel,
     /// The sentinels monitor no primary of the name in the URL.
@@ -37,10 +37,10 @@ pub enum RedisError {
     )]
     UnknownService,
     /// The URL is that of a cluster, and the server belongs to none.
-    #[error("this Redis is no cluster; use redis:// in place of redis-cluster:// in the Redis URL")]
+    #[error("this Redis is no cluster; use redis:// instead of redis-cluster:// in the Redis URL")]
     NotACluster,
     /// The URL is that of one server, and the server belongs to a cluster.
-    #[error("this Redis is a cluster; use redis-cluster:// in place of redis:// in the Redis URL")]
+    #[error("this Redis is a cluster; use redis-cluster:// instead of redis:// in the Redis URL")]
     IsACluster,
     /// The server lacks a command, as a sentinel does.
     #[error(
@@ -85,7 +85,7 @@ impl RedisError {
             Self::Credentials => "wrong user name or password",
             Self::SentinelCredentials => "wrong user name or password of the sentinels",
             Self::NotASentinel => {
-                "the server given as a sentinel is none: name the sentinels in the Redis URL"
+                "the server given as a sentinel is not a sentinel: name the sentinels in the Redis URL"
             }
             Self::UnknownService => {
                 "the sentinels know no primary of this name: correct sentinelServiceName"
@@ -310,7 +310,7 @@ mod tests {
             ),
             (
                 "ERR unknown command 'SENTINEL', with args beginning with: 'MASTER' 'm' ",
-                "the server given as a sentinel is none: name the sentinels in the Redis URL",
+                "the server given as a sentinel is not a sentinel: name the sentinels in the Redis URL",
             ),
             (
                 "ERR unknown command `hello`, with args beginning with: `3` `AUTH` `ann` `Secret` ",

@@ -415,7 +415,7 @@ mod tests {
         call.key("session", "s".to_owned()).into_arguments();
     }
 
-    /// The commands that the client sends beside those of the functions.
+    /// The commands that the client sends in addition to those of the functions.
     const OF_CLIENT: [&str; 20] = [
         "auth",
         "client|id",

@@ -12,6 +12,8 @@ pub const BUDGET: &str = "jarvis:{budget}";
 pub const API_KEYS: &str = "jarvis:{api_keys}:keys";
 /// A string: the key of the digests of addresses.
 pub const SOURCE_KEY: &str = "jarvis:{source}:key";
+/// A string: when the primary lease ends. It has no hash tag, because only a Redis with sentinels has it.
+pub const PRIMARY_LEASE: &str = "jarvis:primary_lease";
 /// A hash: the layout, and the checksum of each file of Lua that was applied, by its path.
 pub const MIGRATIONS: &str = "jarvis:{migrations}:applied";
 /// A string: which replica applies the migrations.
@@ -98,12 +100,21 @@ mod tests {
     #[test]
     fn every_key_begins_and_every_slot_is_computed_in_one_file() {
         let files = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
-        for part in ["\"jarvis:{", "redis_keyslot"] {
-            let has_part = files.iter().filter(|(_, text)| text.contains(part));
-            let found: Vec<_> = has_part.map(|(path, _)| path.clone()).collect();
+        // A text that begins with `jarvis:` and a blank is a message, and one with `jarvis::` a module.
+        let begins_key = |text: &str| {
+            let is_key =
+                |rest: &str| rest.starts_with(|c: char| c == '{' || c.is_ascii_lowercase());
+            text.split("\"jarvis:").skip(1).any(is_key)
+        };
+        let computes_slot = |text: &str| text.contains("redis_keyslot");
+        let in_this_file = |part: &str, has_part: &dyn Fn(&str) -> bool| {
+            let having = files.iter().filter(|(_, text)| has_part(text));
+            let found: Vec<_> = having.map(|(path, _)| path.clone()).collect();
             let is_this_file = found.iter().all(|path| path.ends_with("redis/keys.rs"));
-            assert!(found.len() == 1 && is_this_file, "{part} stands in {found:?}");
-        }
+            assert!(found.len() == 1 && is_this_file, "{part} is made in {found:?}");
+        };
+        in_this_file("a key", &begins_key);
+        in_this_file("the hash slot of a key", &computes_slot);
     }
 
     #[test]

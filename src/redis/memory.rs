@@ -1,5 +1,5 @@
 //! The memory of Redis, for its gauges. A Redis that is full refuses every turn, and fills slowly:
-//! whoever looks in time can give it more.
+//! an operator who looks in time can give it more.
 
 use std::time::Duration;
 

@@ -94,7 +94,7 @@ async fn checked_record(redis: &Redis) -> Result<HashMap<String, String>, RedisE
     Ok(recorded)
 }
 
-/// Loads every library on every primary, in place of its earlier version.
+/// Loads every library on every primary, and replaces its earlier version.
 async fn load(redis: &Redis) -> Result<(), RedisError> {
     for library in LIBRARIES {
         redis.load_library(library.code).await?;

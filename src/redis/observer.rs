@@ -21,7 +21,7 @@ use crate::lifecycle::spawn_caught;
 const EVENTS: usize = 64;
 /// Time limit of the reply of one primary about itself.
 const LIMIT: Duration = Duration::from_secs(1);
-/// In place of the key of the primary lease.
+/// The argument that stands for the key of the primary lease where there is none.
 const WITHOUT_LEASE: &str = "-";
 
 /// A connection that only reads. It connects by itself, again where it was lost.

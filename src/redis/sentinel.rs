@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::error::RedisError;
+use super::keys::PRIMARY_LEASE;
 use crate::lifecycle::{Lifecycle, TaskEnd, spawn_caught};
 use server::{PolledServer, SentinelFault};
 use view::{LONGEST_LEASE, SentinelView, is_replaced, named, primary_lease};
@@ -28,8 +29,6 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// them. Without a majority the sentinels cannot replace the primary.
 const WITHOUT_MAJORITY: Duration = Duration::from_secs(5);
 
-/// The key of the primary lease.
-const LEASE_KEY: &str = "jarvis:primary_lease";
 /// Extends a primary lease. A replica that was late must not shorten it. A primary lease that ends
 /// more than ten seconds later was copied from another server, whose clock is wrong.
 const EXTEND: &str = "#!lua flags=allow-oom
@@ -81,7 +80,7 @@ impl Primary {
         if is_certain(&now)
             || matches!(timeout(limit, lease_end.clone().wait_for(is_certain)).await, Ok(Ok(_)))
         {
-            return Ok(LEASE_KEY);
+            return Ok(PRIMARY_LEASE);
         }
         if let Some(fault) = self.fault() {
             return Err(fault);
@@ -209,7 +208,8 @@ impl SentinelWatcher {
     async fn extend_lease(&self, polled_at: Instant, time: i64, lease: Duration) {
         let Some(primary) = &self.primary else { return };
         let end = time + i64::try_from(lease.as_micros()).unwrap_or(i64::MAX);
-        let reply = primary.command("EVAL", vec![EXTEND, "1", LEASE_KEY, &end.to_string()]).await;
+        let reply =
+            primary.command("EVAL", vec![EXTEND, "1", PRIMARY_LEASE, &end.to_string()]).await;
         if reply.is_some() {
             self.lease_end.send_replace(polled_at + lease);
         }
@@ -219,7 +219,7 @@ impl SentinelWatcher {
     async fn end_lease(&self) {
         self.lease_end.send_replace(Instant::now());
         if let Some(primary) = &self.primary {
-            primary.command("SET", vec![LEASE_KEY, "0"]).await;
+            primary.command("SET", vec![PRIMARY_LEASE, "0"]).await;
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fred::prelude::Server;
 
-/// The longest primary primary_lease, from the server's last reply.
+/// The longest primary lease, from the server's last reply.
 pub(super) const LONGEST_LEASE: Duration = Duration::from_millis(1500);
 
 /// One sentinel's view of the primary.
