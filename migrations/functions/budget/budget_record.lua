@@ -1,4 +1,4 @@
--- Records the bytes of a session at the end of a turn, in place of what is reserved for its payer,
+-- Records the bytes of a session at the end of a turn, instead of what is reserved for its payer,
 -- and names sessions to remove where all anonymous sessions together take too much.
 --
 -- Keys:       budget

@@ -12,8 +12,8 @@
 --                                           anonymous payer may have twice as much as the last one
 --             total_limit                   bytes of all anonymous sessions
 -- Reply:      ok, or sessions: the payer, or a network around it, has as many sessions as it may, and this
---             is another one; or bytes: its sessions take as much as they may; or total: all anonymous sessions
---             take as much as they may
+--             is another one; or bytes: its sessions take as much as they may; or total: all anonymous
+--             sessions take as much as they may
 --             when the session was listed, where it was not before; else empty
 --             the token of the reservation, where bytes were reserved; else empty
 --             the sessions to remove

@@ -1,5 +1,5 @@
 -- Takes back what budget_room did for a session that the payer did not get: ends the reservation, and
--- removes the session from the list. What another call reserved or listed since stays.
+-- removes the session from the list. Bytes and entries that another call reserved or listed since stay.
 --
 -- Keys:       budget
 -- Arguments:  session, payer

@@ -1,4 +1,4 @@
--- What every library begins with: the registration of commands as Redis Functions, and how the functions
+-- The beginning of every library: the registration of commands as Redis Functions, and how the functions
 -- are made that build keys.
 
 -- Returns the function that builds a key from what all keys of a library begin with.

@@ -71,8 +71,7 @@ register {
         redis.call('SET', known, '0', 'NX', 'EX', ONCE_SECONDS)
       end
       if args.socket ~= '' then
-        hold_sockets(sockets, { args.socket }, now, tonumber(args.socket_seconds))
-        count = count_sockets(sockets, now)
+        count = count + hold_sockets(sockets, { args.socket }, now, tonumber(args.socket_seconds))
       end
     end
     local backlogs = {}

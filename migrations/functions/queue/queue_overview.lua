@@ -1,5 +1,5 @@
 -- Returns the fleet at one moment: replicas, hosts and what waits, for somebody who looks at it. It only
--- reads. What is beyond its bounds is counted and left out.
+-- reads. Entries beyond its bounds are counted and left out.
 --
 -- Keys:       queue
 --             heartbeats, figures, gone   of the replicas, as heartbeat and remove_replica have them
@@ -14,7 +14,7 @@
 --                        since when the first of them waits
 -- Called by:  Overview::read
 
--- What one call lists, at most.
+-- Entries that one call lists, at most.
 local REPLICAS, HOSTS, MODELS, MODELS_OF_HOST = 200, 100, 64, 16
 -- The fields of hosts that one call reads, approximately: each replica and each model has one at each
 -- host. Of the hosts beyond them only the slots are listed.

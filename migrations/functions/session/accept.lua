@@ -14,8 +14,8 @@
 --             waiting_limit, bytes_limit   bounds of waiting turns, and of bytes of messages
 --             key, request_digest, key_seconds   the idempotency key or empty, the digest of the
 --                                          request, and for how long the key is remembered
---             own_conversation             once where the turn brings the messages before it, in place
---                                          of a stored history; only into a new session. kept where
+--             own_conversation             once where the turn brings the messages before it,
+--                                          instead of a stored history; only into a new session. kept where
 --                                          a client may read them again; detached where it also comes
 --                                          back for the answer, be it one that failed. Else 0
 --             anchor                       where the turn goes, if not to the end of the path

@@ -6,7 +6,7 @@
 --             title, model     of a session that begins
 --             metadata         of such a session, as JSON, or empty
 --             idle_seconds     such a session expires after this time without a turn; 0: never
---             unused_seconds   one that expires at all does so after this time, if no turn follows
+--             unused_seconds   one that expires at all does so after this time, until a turn has an answer
 --             now
 --             bytes_limit      bound of bytes of messages
 --             messages         each <json header>\n<content>
@@ -24,6 +24,9 @@ local function begin_session(keys, args)
   redis.call('HSET', keys.session, 'owner', args.owner, 'model', args.model, 'created', args.now,
     'epoch', FIRST_EPOCH, 'idle_seconds', args.idle_seconds, 'last_message', 0, 'events', 0, 'tag', 0,
     'event_bytes', 0, 'bytes', #args.metadata, 'began', string.format('%.0f', now_us()))
+  if args.idle_seconds ~= '0' then
+    redis.call('HSET', keys.session, 'unanswered', args.unused_seconds)
+  end
   redis.call('HSET', keys.messages, 'title', args.title, 'metadata', args.metadata)
 end
 

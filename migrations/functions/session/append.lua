@@ -20,7 +20,7 @@
 register {
   name = 'append',
   version = 1,
-  flags = {},
+  flags = { 'allow-oom' },
   keys = { 'session', 'answer' },
   arguments = { 'owner', 'generation', 'fence', 'revision', 'offset', 'listens', 'text' },
   run = function(keys, args)

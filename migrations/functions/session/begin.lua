@@ -34,7 +34,7 @@ register {
       if refusal == 'elsewhere' then
         return 'elsewhere'
       elseif refusal and redis.call('HINCRBY', keys.session, 'orphaned', 1) < ORPHAN_TRIES then
-        -- A failover lost the message, and whoever wrote it writes it again.
+        -- A failover lost the message, and its writer writes it again.
         return 'waiting'
       end
       redis.call('HDEL', keys.session, 'orphaned')

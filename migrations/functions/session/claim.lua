@@ -8,7 +8,7 @@
 --             tag, event       of the claimed event, with LENGTH to fill in
 -- Reply:      other   the turn has ended, or another replica claimed it first
 --             running|waiting <turn> <owner> <epoch> <writers> <continuations as JSON>
---             <runner, or empty> <question>, and the messages that the turn brought in place of a
+--             <runner, or empty> <question>, and the messages that the turn brought instead of a
 --             stored history: the question is <json header>\n<content>, the others are as stored
 -- Called by:  Store::claim
 

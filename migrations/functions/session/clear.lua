@@ -36,7 +36,7 @@ local function is_left_empty(keys, args, epoch)
   if not fields[1] then
     redis.call('HSET', keys.session, 'owner', args.owner, 'deleted', 1, 'epoch', epoch, 'events', 0,
       'tag', '0', 'event_bytes', 0)
-    -- A session that was only cleared may begin anew at any time: its turns are restored soon.
+    -- A session that was only cleared may be created again at any time: its turns are restored soon.
     redis.call('EXPIRE', keys.session, args.delete == '1' and args.tombstone_seconds or ENDED_SECONDS)
     return true
   end
@@ -70,7 +70,7 @@ register {
       transfer_again(keys, args.owner, args.transfer_tag)
       of_owner = owned_before
       if args.owner == ANONYMOUS then
-        -- The session may be a user's since. The user may even have begun it anew, after a failover
+        -- The session may be a user's since. The user may even have created it again, after a failover
         -- lost it and before the transfer is applied again: turns from after the clear wait for it.
         args.owner = redis.call('HGET', keys.session, 'owner') or ANONYMOUS
       end

@@ -58,7 +58,8 @@ register {
     local first, last = tonumber(args.first), tonumber(args.last)
     if first < 0 then first = math.max(total + first, 0) end
     if last < 0 then last = total + last end
-    last = math.min(last, total - 1)
+    -- A client may skip more than there are, and a text of a large number has no digits of its end.
+    first, last = math.min(first, total), math.min(last, total - 1)
     local backwards = args.newest_first == '1'
     local more = 'end'
     if last - first >= BATCH_MESSAGES then

@@ -20,8 +20,8 @@
 --             absent   the owner has no such session
 -- Called by:  Store::select
 
--- What one call may do, in steps: one for each chain that it looks into, and JOIN_STEPS for each strand
--- that it joins with the next one.
+-- The work that one call may do, in steps: one for each chain that it looks into, and JOIN_STEPS for each
+-- strand that it joins with the next one.
 local STEPS = 200
 local JOIN_STEPS = 4
 

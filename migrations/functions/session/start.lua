@@ -13,7 +13,7 @@
 register {
   name = 'start',
   version = 1,
-  flags = {},
+  flags = { 'allow-oom' },
   keys = SESSION_KEYS,
   arguments = { 'owner', 'generation', 'fence', 'tag', 'event', 'runner' },
   run = function(keys, args)

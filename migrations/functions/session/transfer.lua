@@ -29,7 +29,7 @@ register {
     end
     if fields[1] == args.owner and not fields[2] then
       if again then
-        -- The user has begun the lost session anew; turns from before are yet to be restored.
+        -- The user has created the lost session again; turns from before are yet to be restored.
         redis.call('HSETNX', keys.session, 'transferred', args.tag)
       end
       return { 'owned', fields[3] }

@@ -4,7 +4,7 @@
 -- within them take together.
 --
 -- This index is derived from the sessions, which lie in other hash slots: a replica measures a
--- session at the end of each turn and records it here. What a failover loses is recorded again with
+-- session at the end of each turn and records it here. A record that a failover loses is written again with
 -- the session's next turn.
 --
 -- It is also the list of a user's sessions. A session is listed before it is created or becomes the
@@ -168,8 +168,8 @@ local function list(base, payer, session, now)
   end
 end
 
--- What bytes are reserved for. A reservation for one purpose takes the place of an earlier one for the
--- same purpose, and of no other.
+-- The purposes for which bytes are reserved. A reservation for one purpose takes the place of an earlier one
+-- for the same purpose, and of no other.
 local PURPOSES = { 'import', 'claim' }
 
 -- Returns the name of a reservation, which the hash and the sorted set of them have in common.
@@ -199,7 +199,7 @@ local function release_all(base, session, payer)
   end
 end
 
--- Reserves bytes in place of what was reserved there before, if that was less: what it was reserved
+-- Reserves bytes instead of what was reserved there before, if that was less: what it was reserved
 -- for may be under way.
 local function reserve(base, reservation, bytes, token, ends)
   local payer = string.match(reservation, '^%S+ %S+ (.*)$')
@@ -210,7 +210,7 @@ local function reserve(base, reservation, bytes, token, ends)
   add_bytes(base, payer, bytes)
 end
 
--- Removes some sessions that have expired, whoever pays for them, and reservations that have ended.
+-- Removes some expired sessions of any payer, and reservations that have ended.
 -- Every call that adds one removes more than one. Returns the sessions of users that were listed
 -- long ago and never recorded: they may exist, which the caller looks for. Returns also anonymous
 -- sessions that a replica named to remove did not remove.
@@ -249,7 +249,7 @@ end
 
 -- The shares of the limit of all anonymous sessions beyond which sessions are removed, beyond which
 -- the networks that take most store nothing more, and beyond which nobody does. The rest of it is for
--- turns that run or wait, which are recorded at their end, and for what Redis takes beside them, so
+-- turns that run or wait, which are recorded at their end, and for what Redis takes in addition to them, so
 -- that its memory grows by less than the limit.
 local REMOVE_SHARE = 0.75
 local LARGEST_SHARE = 0.825
@@ -331,7 +331,7 @@ local function sessions_to_remove(base, limit, in_use, now, left)
     local session, used = largest.sessions[largest.next], largest.sessions[largest.next + 1]
     local bytes, depth = session and recorded(base, session), #way
     if not bytes then
-      -- What is left to count has no sessions, which a failover may have lost.
+      -- Counts that are left have no sessions, which a failover may have lost.
       while depth > 1 and way[depth].bytes <= 0 do
         depth = depth - 1
       end

@@ -93,15 +93,16 @@ local function count_sockets(sockets, now)
   return redis.call('ZCOUNT', sockets, '(' .. now_score, '+inf')
 end
 
--- Holds some sockets for so many seconds from now.
+-- Holds some sockets for so many seconds from now. Returns how many of them were not held before.
 local function hold_sockets(sockets, held, now, seconds)
   local score = string.format('%.0f', now + seconds * 1000000)
   local entries = {}
   for i, socket in ipairs(held) do
     entries[2 * i - 1], entries[2 * i] = score, socket
   end
-  redis.call('ZADD', sockets, unpack(entries))
+  local added = redis.call('ZADD', sockets, unpack(entries))
   redis.call('EXPIRE', sockets, seconds)
+  return added
 end
 
 -- Returns whether a request of this name was taken before and may be repeated once more for nothing,

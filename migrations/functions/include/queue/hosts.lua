@@ -112,7 +112,7 @@ local function report_hosts(base, replica, reported)
 end
 
 -- Returns the first round, from this one on, in which a wider network has room for one more ticket
--- beside those that were granted there and those that wait for it. The rounds before it are full, and
+-- in addition to those that were granted there and those that wait for it. The rounds before it are full, and
 -- the number of those is looked for in steps that double and then halve.
 local function first_with_room(base, network, from)
   local waiting, granted = source_key(base, network.name), math.max(network.finish - from, 0)

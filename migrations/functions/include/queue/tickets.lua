@@ -132,7 +132,7 @@ end
 -- Adds a ticket to the queue, at its score.
 local function enter_queue(base, ticket)
   redis.call('ZADD', model_key(base, ticket.model), ticket.score, ticket.generation)
-  -- A turn that had a slot waits anew; one that was taken over waits on.
+  -- A turn that had a slot waits again; one that was taken over waits on.
   local since = not ticket.grants and ticket.joined or now_ms()
   redis.call('ZADD', waits_key(base, ticket.model), since, ticket.generation)
   redis.call('SADD', models_key(base), ticket.model)

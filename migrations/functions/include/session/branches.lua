@@ -13,7 +13,7 @@
 -- The strand of a message is found without a walk over its messages. A chain is a message, its first
 -- child, the first child of that, and so on: what is asked and answered without another branch in
 -- between. It is known by the number of its first message, and the first chain of a session by 0. Each
--- message is in one chain for ever. The heads in the chain of a message tell its strand: the newest of
+-- message is in one chain forever. The heads in the chain of a message tell its strand: the newest of
 -- those that are not newer than the message. Where there is none, the message is where the parent of
 -- its chain is. The sorted set `chains` has these members, all with the score 0, so that they are
 -- sorted as texts; a number in them is 8 hexadecimal digits:
@@ -31,9 +31,9 @@
 local ENTRY_BYTES = 8
 -- The largest number of children of one message.
 local MOST_SIBLINGS = 50
--- What Redis takes for one of several children, about: its strand, its id, and two members of `chains`.
+-- Bytes that Redis takes for one of several children, about: its strand, its id, and two members of `chains`.
 local SIBLING_BYTES = 365
--- What Redis takes for a member of `chains`, about.
+-- Bytes that Redis takes for a member of `chains`, about.
 local CHAIN_BYTES = 100
 -- Strands and messages with several children of one session, at most: so many chains may lie between a
 -- message and the first one.

@@ -1,7 +1,7 @@
 -- The log of a session's control events.
 --
 -- An event with a message refers to it, so that no text is stored twice: `accepted` to the question
--- of its generation, and `ended` to the answer. Whoever publishes or reads such an event puts the
+-- of its generation, and `ended` to the answer. A function that publishes or reads such an event puts the
 -- message behind it: the content of the question, and the header of the answer.
 
 -- The largest number and size of the events that are kept.
@@ -11,7 +11,7 @@ local EVENT_BYTES_KEPT = 1048576
 -- The largest message that is published with its event. To copy a larger one twice more would take longer
 -- than a call may.
 local PUBLISHED_BYTES = 262144
--- What is published in its place: no replica can read it, and each reads the log instead.
+-- The text that is published instead: no replica can read it, and each reads the log instead.
 local READ_INSTEAD = 'l'
 
 -- Drops the oldest event. Returns the bytes of the events that are left.

@@ -15,7 +15,7 @@
 local HEADER_START = 1024
 -- Parts of one image, at most.
 local MOST_PARTS = 16
--- What Redis takes for a field besides its value, about.
+-- Bytes that Redis takes for a field in addition to its value, about.
 local FIELD_BYTES = 128
 
 -- Returns the digests in the header of a message, which may be given with its content. A text in JSON

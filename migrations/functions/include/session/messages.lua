@@ -6,11 +6,11 @@ local BATCH_BYTES = 524288
 -- The largest number of messages in one reply.
 local BATCH_MESSAGES = 250
 
--- What Redis takes for a message besides its header and content, about: fields of two hashes and an
--- entry of the path.
+-- Bytes that Redis takes for a message in addition to its header and content, about: fields of two hashes and
+-- an entry of the path.
 local MESSAGE_BYTES = 160
--- What Redis takes for a turn that waits besides its question and its request, about: two fields, and
--- its entries in `waiting` and in the index of open turns.
+-- Bytes that Redis takes for a turn that waits in addition to its question and its request, about: two
+-- fields, and its entries in `waiting` and in the index of open turns.
 local WAITING_BYTES = 600
 -- Messages of a session, at most: a call that cuts or selects a branch copies the path.
 local MOST_MESSAGES = 150000
@@ -90,7 +90,7 @@ local function question_of(generation)
   return string.sub(generation, 1, -2) .. string.format('%x', last + 1 - 2 * (last % 2))
 end
 
--- What Redis takes for the mark of a hidden request, about.
+-- Bytes that Redis takes for the mark of a hidden request, about.
 local HIDDEN_BYTES = 120
 
 -- Returns the field that marks the request of a turn as hidden from the clients of its front.

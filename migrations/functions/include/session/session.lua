@@ -9,12 +9,12 @@
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
 --                last_message (number), bytes (of all messages, of what open turns store, and of the
 --                idempotency keys)
---                pinned, archived (1 where the user has marked the session so)
+--                pinned, archived (1 where the user has set this flag of the session)
 --                titled (1 where the user or the model gave the title; else it is of the first question)
 --                orphaned (how often a turn tried to begin beside a message that is not there)
 --                idle_seconds (the session expires after this time without a turn; 0: never)
---                unanswered (1 until an answer has text or has ended well: until then, a session
---                that expires at all expires within minutes)
+--                unanswered (until an answer has text or has ended well: until then, an anonymous session
+--                expires after so many seconds at most; 1 stands for UNANSWERED_SECONDS)
 --                importing (1 while messages of a session are imported, which is deleted until then)
 --                own_messages (the number of messages that its first turn brought; a session with
 --                this field is not listed)
@@ -73,11 +73,11 @@ local EXPIRING_KEYS = { 'session', 'messages', 'path', 'branches', 'chains', 'in
 
 -- The shortest expiry of a session with an open turn; longer than a turn waits and runs.
 local OPEN_SECONDS = 86400
--- The longest expiry of a session without an answer and without an open turn: requests that are
--- refused or fail leave nothing for long.
+-- The longest expiry of a session that began with a turn, without an answer and without an open turn:
+-- requests that are refused or fail leave nothing for long.
 local UNANSWERED_SECONDS = 600
 
--- The owner of a session that belongs to whoever holds its identifier.
+-- The owner of a session that belongs to everybody who knows its identifier.
 local ANONYMOUS = 'anonymous'
 
 -- Returns these fields of the session.
@@ -140,13 +140,13 @@ local function keep(keys)
     return
   end
   if fields[3] and fields[4] == ANONYMOUS then
-    seconds = math.min(seconds, UNANSWERED_SECONDS)
+    seconds = math.min(seconds, fields[3] == '1' and UNANSWERED_SECONDS or tonumber(fields[3]))
   end
   if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then
     seconds = math.max(seconds, OPEN_SECONDS)
   end
-  -- An expiry within a tenth is exact enough, and saves nine calls in most turns. What a clear
-  -- removed may be without one. `chains` begins with `branches`.
+  -- An expiry within a tenth is exact enough, and saves nine calls in most turns. A part that a
+  -- clear removed may be without one. `chains` begins with `branches`.
   local left = redis.call('TTL', keys.messages)
   local has_all = redis.call('TTL', keys.path) ~= -1 and redis.call('TTL', keys.index) ~= -1
     and redis.call('TTL', keys.waiting) ~= -1 and redis.call('TTL', keys.images) ~= -1

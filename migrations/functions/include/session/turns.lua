@@ -7,7 +7,7 @@ local ENDED_SECONDS = 180
 -- for every session, so that the turns of a session that a failover lost can be restored.
 local FIRST_EPOCH = '0'
 
--- What Redis takes for an idempotency key, about.
+-- Bytes that Redis takes for an idempotency key, about.
 local KEY_BYTES = 400
 -- Keys that one acceptance forgets, at most: more than it adds.
 local KEYS_FORGOTTEN = 4
@@ -156,7 +156,7 @@ local function remember_key(keys, args)
   redis.call('RPUSH', keys.key_order, until_when .. ' ' .. args.key)
 end
 
--- Writes the messages that a turn brings in place of a stored history.
+-- Writes the messages that a turn brings instead of a stored history.
 local function push_conversation(keys, args)
   push_conversation_messages(keys, args.conversation)
   if args.pictured == '1' then
