@@ -80,7 +80,7 @@ impl Delta {
         }
     }
 
-    /// Whether the generation has ended with this delta.
+    /// Returns whether the generation has ended with this delta.
     pub fn is_terminal(&self) -> bool {
         self.event().is_some_and(|event| event.control.is_terminal())
     }

@@ -48,7 +48,7 @@ pub enum Control {
     Claimed {
         /// UTF-8 bytes of the answer that stay.
         from: u64,
-        /// How often the answer has begun anew by now, so that its text may be another one; 0 also
+        /// How often the answer has started again by now, so that its text may be another one; 0 also
         /// where another replica only continues it.
         #[serde(skip_serializing_if = "is_zero", default)]
         restarts: u32,
@@ -163,7 +163,7 @@ impl Control {
         }
     }
 
-    /// Whether this event ends its generation.
+    /// Returns whether this event ends its generation.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Ended { .. } | Self::Cancelled {} | Self::Failed(_))
     }
@@ -230,6 +230,8 @@ pub enum Hint<'a> {
     /// A replica does not know the queue position of the waiting turn: the replica that holds the
     /// turn publishes it again.
     PositionRequested,
+    /// A client that does not listen has asked how the turns of the session stand, at any replica.
+    Polled,
 }
 
 /// The queue position of a turn.
@@ -311,6 +313,8 @@ impl Event {
 impl<'a> Hint<'a> {
     /// The payload of [`Hint::PositionRequested`].
     pub(super) const POSITION_REQUESTED: &'static str = "w";
+    /// The payload of [`Hint::Polled`].
+    pub(super) const POLLED: &'static str = "g";
 
     /// Parses the payload of a channel.
     ///
@@ -358,6 +362,7 @@ impl<'a> Hint<'a> {
                 }))
             }
             "w" => Ok(Hint::PositionRequested),
+            "g" => Ok(Hint::Polled),
             // Also "l": the log has an event whose message is too large to be published.
             _ => Err(Unreadable),
         }

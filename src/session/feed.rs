@@ -100,6 +100,8 @@ pub(super) struct FeedState {
     position_requested: Option<Instant>,
     /// The number of requests for the position by other feeds.
     position_requests: u64,
+    /// The time of the last poll by a client that does not listen.
+    polled: Option<Instant>,
     pub(super) newest: Option<Newest>,
     /// The time since which Redis has not known this feed's cursor.
     unknown_since: Option<Instant>,
@@ -159,7 +161,7 @@ impl FeedState {
     }
 
     /// Drops the position of a turn whose answer has begun, because the event of that beginning is
-    /// not kept for ever.
+    /// not kept forever.
     fn forget_position(&mut self) {
         if self.confirmed && self.queued.is_some_and(|queued| queued.answer.is_none()) {
             self.queued = self.queued.filter(|queued| self.waits(queued));
@@ -270,6 +272,7 @@ impl FeedsInner {
                 queued: None,
                 position_requested: None,
                 position_requests: 0,
+                polled: None,
                 newest: None,
                 unknown_since: None,
                 histories: 0,
@@ -351,7 +354,7 @@ impl Feed {
         self.state().owner.clone()
     }
 
-    /// Whether the session has become a user's since the feed began. Readers of anonymous callers
+    /// Returns whether the session has become a user's since the feed began. Readers of anonymous callers
     /// end then.
     pub fn is_transferred(&self) -> bool {
         self.is_transferred.load(Ordering::Acquire)
@@ -372,7 +375,7 @@ impl Feed {
         self.session
     }
 
-    /// Whether this generation has ended, as far as this feed knows.
+    /// Returns whether this generation has ended, as far as this feed knows.
     pub fn has_ended(&self, generation: GenerationId) -> bool {
         let state = self.state();
         // The cheap check comes first: this is called at every piece of the generation.
@@ -384,16 +387,18 @@ impl Feed {
     /// has of it were lost in a failover, and no longer count.
     pub fn note_unended(&self, generation: GenerationId) {
         let mut state = self.state();
-        state.lost_ends =
-            state.ends_of(generation).chain(state.lost_ends.iter().copied()).collect();
+        let of_others = state.lost_ends.iter().copied();
+        let of_others: Vec<_> =
+            of_others.filter(|end| !state.ends_of(generation).any(|lost| lost == *end)).collect();
+        state.lost_ends = state.ends_of(generation).chain(of_others).collect();
     }
 
-    /// Whether the writer has published that its request to the model host is closed.
+    /// Returns whether the writer has published that its request to the model host is closed.
     pub fn upstream_is_closed(&self, generation: GenerationId) -> bool {
         self.state().upstream_closed.contains(&generation)
     }
 
-    /// Whether a client reads this session at this replica.
+    /// Returns whether a client reads this session at this replica.
     pub fn has_readers(&self) -> bool {
         self.readers.load(Ordering::Relaxed) > 0
     }
@@ -406,16 +411,21 @@ impl Feed {
         self.readers.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether a generation runs, as far as this feed knows.
+    /// Returns whether a generation runs, as far as this feed knows.
     pub fn is_running(&self) -> bool {
         self.state().window.running().is_some()
     }
 
-    /// Whether the answer of this generation has begun, as far as this feed knows.
+    /// Returns whether the answer of this generation has begun, as far as this feed knows.
     pub fn has_begun(&self, generation: GenerationId) -> bool {
         self.state().window.events().any(|event| {
             event.generation == Some(generation) && matches!(event.control, Control::Started { .. })
         })
+    }
+
+    /// Returns when a client that does not listen has last asked how the turns of the session stand.
+    pub fn polled(&self) -> Option<Instant> {
+        self.state().polled
     }
 
     /// Returns the number of requests of other feeds for the queue position of this session's turn.
@@ -476,6 +486,11 @@ impl Feed {
                 drop(state);
                 return self.notify_of_change();
             }
+            // Nobody waits for it: a turn that is alone looks at it from time to time.
+            Hint::Polled => {
+                state.polled = Some(Instant::now());
+                return;
+            }
             // It is published again only when it changes, often before the session is confirmed.
             Hint::Queued(queued) => {
                 state.queued = Some(queued);
@@ -509,7 +524,7 @@ impl Feed {
                 state.upstream_closed.push_back(generation);
                 Applied::Grown
             }
-            Hint::Queued(_) | Hint::PositionRequested => Applied::Grown,
+            Hint::Queued(_) | Hint::PositionRequested | Hint::Polled => Applied::Grown,
         };
         state.forget_position();
         state.window.trim(EVENTS_KEPT);
@@ -654,7 +669,7 @@ impl Feed {
                     return Ok(ReadProgress::RetryLater);
                 }
                 ReadOutcome::Unknown | ReadOutcome::Behind => {
-                    // The window and Redis hold different histories: the feed begins anew.
+                    // The window and Redis hold different histories: the feed starts again.
                     let again = confirmed;
                     self.forget();
                     self.notify_of_change();
@@ -678,7 +693,7 @@ impl Feed {
         Ok(transferred)
     }
 
-    /// Whether the writer may still bring back the events up to this feed's cursor.
+    /// Returns whether the writer may still bring back the events up to this feed's cursor.
     fn cursor_may_return(&self) -> bool {
         let since = *self.state().unknown_since.get_or_insert_with(Instant::now);
         since.elapsed() < GRACE

@@ -44,13 +44,23 @@ pub enum ImageFormat {
 
 impl ImageFormat {
     /// Returns the format that the first bytes of an image show; none where they are of no image.
-    fn of(bytes: &[u8]) -> Option<Self> {
+    pub fn of(bytes: &[u8]) -> Option<Self> {
         match bytes {
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', _, ..] => Some(Self::Png),
             [0xff, 0xd8, 0xff, _, ..] => Some(Self::Jpeg),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', _, ..] => Some(Self::Webp),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', _, ..] => Some(Self::Gif),
             _ => None,
+        }
+    }
+
+    /// Returns the media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Webp => "image/webp",
+            Self::Gif => "image/gif",
         }
     }
 
@@ -189,6 +199,21 @@ impl RequestImages {
         Ok(())
     }
 
+    /// Checks that images which are stored fit beside these, before they are read.
+    ///
+    /// # Errors
+    /// Where they are too many, or too large.
+    pub fn admits_stored(&self, images: &[ImageRef]) -> Result<(), ImageFault> {
+        if images.len() > REQUEST_IMAGES - self.count {
+            return Err(ImageFault::TooManyInRequest);
+        }
+        let bytes: u64 = images.iter().map(|image| image.bytes).sum();
+        if bytes > (REQUEST_IMAGE_BYTES - self.bytes) as u64 {
+            return Err(ImageFault::TooLarge);
+        }
+        Ok(())
+    }
+
     /// Adds an image that is stored, and that the conversation of the request names.
     ///
     /// # Errors
@@ -211,6 +236,11 @@ impl RequestImages {
         if !self.images.iter().any(is_same) {
             self.images.push(image);
         }
+    }
+
+    /// Returns the images so far, each once.
+    pub fn images(&self) -> &[Image] {
+        &self.images
     }
 
     /// Returns the images, each once.
@@ -280,6 +310,14 @@ mod tests {
         let mut images = RequestImages::default();
         add(&mut images, &png(REQUEST_IMAGE_BYTES - 20)).expect("an image");
         assert_eq!(add(&mut images, &png(21)), Err(ImageFault::TooLarge));
+        let stored =
+            |bytes| ImageRef { digest: "0".repeat(64), bytes, media_type: ImageFormat::Png };
+        let [small, large] = [10, 11].map(stored);
+        assert_eq!(images.admits_stored(&[small.clone(), small.clone()]), Ok(()));
+        let larger = images.admits_stored(&[small.clone(), large]);
+        assert_eq!(larger, Err(ImageFault::TooLarge));
+        let many = vec![small; REQUEST_IMAGES];
+        assert_eq!(images.admits_stored(&many), Err(ImageFault::TooManyInRequest));
         add(&mut images, &png(20)).expect("room for it");
         let whole = add(&mut RequestImages::default(), &png(REQUEST_IMAGE_BYTES + 1));
         assert_eq!(whole, Err(ImageFault::TooLarge));

@@ -148,7 +148,7 @@ pub enum ContinuedHow {
     /// No text is missing or doubled, but other words were possible: the model samples, or another
     /// runner continued, or the model did not repeat the end of its text.
     Approximate,
-    /// The answer began anew.
+    /// The answer started again.
     Restarted,
 }
 
@@ -279,7 +279,7 @@ pub struct Message {
     /// The continuations of the answer, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub continued: Vec<Continuation>,
-    /// The calls of tools that the model requests beside its text, or in place of it.
+    /// The calls of tools that the model requests in addition to its text, or instead of it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub tool_calls: Vec<ToolCall>,
     /// The images of the message, in their order, by their digests.
@@ -309,7 +309,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// Returns how often an answer began anew.
+    /// Returns how often an answer started again.
     pub fn restarts(&self) -> u32 {
         let restarts = self.continued.iter().filter(|it| it.how == ContinuedHow::Restarted);
         u32::try_from(restarts.count()).unwrap_or(u32::MAX)
@@ -371,7 +371,7 @@ impl From<Reasoning> for StoredReasoning {
     }
 }
 
-/// How the next token is chosen, beside the temperature. An absent value is the model's own.
+/// How the next token is chosen, in addition to the temperature. An absent value is the model's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// The number of the likeliest tokens that are chosen from; 0 is all of them.
@@ -416,7 +416,7 @@ pub struct AnswerRules {
 }
 
 impl AnswerRules {
-    /// Whether an answer is free text, so that any text of the model continues it.
+    /// Returns whether an answer is free text, so that any text of the model continues it.
     pub fn is_free(&self) -> bool {
         self.format.is_none() && self.tools.is_none()
     }
@@ -447,7 +447,7 @@ pub struct TurnSpec {
     /// Up to four texts that end the answer.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub stop: Vec<String>,
-    /// How the next token is chosen, beside the temperature.
+    /// How the next token is chosen, in addition to the temperature.
     #[serde(flatten)]
     pub sampling: Sampling,
     /// The rules for the answer: its format, and the tools that it may call.

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::cursor::Cursor;
@@ -75,11 +77,13 @@ struct ReadAttempts {
     unknown_since: Option<Instant>,
     /// The pauses between two reads of Redis.
     backoff: Backoff,
+    /// Room that is waited for: a wait that is interrupted keeps its place.
+    awaited: Option<BoxFuture<'static, Option<RoomPermit>>>,
 }
 
 impl ReadAttempts {
     fn new() -> Self {
-        Self { unknown_since: None, backoff: Backoff::redis() }
+        Self { unknown_since: None, backoff: Backoff::redis(), awaited: None }
     }
 }
 
@@ -162,7 +166,7 @@ impl Reader {
         self.cursor
     }
 
-    /// Whether the reader can deliver every change since the cursor that it began with.
+    /// Returns whether the reader can deliver every change since the cursor that it began with.
     pub fn is_recovered(&self) -> bool {
         !self.lost
     }
@@ -252,7 +256,16 @@ impl Reader {
     /// after `grace`.
     async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
         let room = match self.room.as_ref().filter(|_| self.unpaid > 0) {
-            Some(room) => room.take(self.unpaid, ROOM_LIMIT).await,
+            Some(room) => {
+                let attempts = self.attempts.get_or_insert_with(|| Box::new(ReadAttempts::new()));
+                let awaited = attempts.awaited.get_or_insert_with(|| {
+                    let (room, bytes) = (room.clone(), self.unpaid);
+                    async move { room.take(bytes, ROOM_LIMIT).await }.boxed()
+                });
+                let taken = awaited.await;
+                attempts.awaited = None;
+                taken
+            }
             None => None,
         };
         let from = ReadFrom::Cursor(self.cursor, 0);

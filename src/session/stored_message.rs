@@ -96,7 +96,17 @@ pub fn json_size(value: &impl Serialize) -> usize {
     serde_json::to_writer(&mut counter, value).map_or(usize::MAX, |()| counter.0)
 }
 
-/// What stands before the id of a message in its header.
+/// Returns the bytes that a text takes within a string of JSON, without its quotes.
+pub fn escaped_size(text: &str) -> usize {
+    let escaped = |byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum()
+}
+
+/// The text before the id of a message in its header.
 const BEFORE_ID: &str = "{\"i\":\"";
 
 /// Replaces the id in a stored message, and with it that of its generation where the two are the same.
@@ -244,10 +254,22 @@ pub fn parse(entry: &str) -> Option<Message> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::session::image::{ImageFormat, ImageRef};
     use crate::session::model::ContinuedHow;
     use crate::session::store::message;
+
+    proptest! {
+        #[test]
+        fn the_size_of_a_text_within_json_is_known_before_it_is_written(
+            text in "[\u{0}-\u{80}\"\\\\\n\t日é]{0,80}",
+        ) {
+            let written = serde_json::to_string(&text).expect("a text");
+            prop_assert_eq!(escaped_size(&text) + 2, written.len());
+        }
+    }
 
     #[test]
     fn the_size_of_a_value_is_that_of_its_json() {

@@ -188,26 +188,26 @@ impl Window {
         }
     }
 
-    /// Returns a restart in bytes of the answer. A restart within the reasoning begins anew at 0.
+    /// Returns a restart in bytes of the answer. A restart within the reasoning starts again at 0.
     fn restart(&self, generation: GenerationId, from: u64, after: Cursor) -> Step<'_> {
         // Beyond the length that a later claim keeps, the held text is not the text that was seen.
         let later = self.events.iter().filter(|event| event.number > after.events);
         let kept = later.filter_map(|event| claimed_from(event, generation)).fold(from, u64::min);
-        let begins_anew =
+        let starts_again =
             Step::Restart { generation, from: 0, after: Cursor { offset: 0, ..after } };
         let held = match self.answer(generation) {
             Some(answer) if answer.base == 0 => answer,
-            _ if kept == 0 => return begins_anew,
+            _ if kept == 0 => return starts_again,
             // The text that stays is known as reasoning or answer only from its beginning.
             _ => return Step::Behind,
         };
         // Redis may hold less than the text that stays until the writer has written it again: the
-        // rest is delivered anew.
+        // rest is delivered again.
         let kept = kept.min(held.end());
         let answer_from = match held.shape {
             Shape::Plain => 0,
             Shape::Answering(from) if from as u64 <= kept => from as u64,
-            Shape::Reasoning | Shape::Answering(_) => return begins_anew,
+            Shape::Reasoning | Shape::Answering(_) => return starts_again,
         };
         let from = kept - answer_from;
         let offset = if from == 0 { 0 } else { kept };

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use super::history::{parse_message, parse_stored_message};
 use super::turns::title;
 use super::{Kept, SessionKeys, Store, StoreError, field, unexpected};
+use crate::redis::Call;
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, rfc3339};
 use crate::session::stored_message;
 
@@ -63,22 +64,20 @@ impl Store {
         owner: &Owner,
         new: &NewConversation,
     ) -> Result<(), StoreError> {
-        let NewConversation { session, model, metadata, created_at, messages } = new;
         // Without a message of the user it has the title of its first turn.
-        let first = messages.iter().find(|message| message.role == Role::User);
-        let call = SessionKeys::of(*session)
+        let first = new.messages.iter().find(|message| message.role == Role::User);
+        let idle_seconds = self.idle_seconds(owner, Kept::AsHistory);
+        let call = SessionKeys::of(new.session)
             .call("jarvis_add_messages_1")
             .arg("owner", owner.key())
             .flag("creates", true)
             .arg("title", first.map_or_else(String::new, |first| title(&first.content)))
-            .arg("model", model.as_str())
-            .arg("metadata", metadata.as_str())
-            .text("idle_seconds", self.idle_seconds(owner, Kept::AsHistory))
+            .arg("model", new.model.as_str())
+            .arg("metadata", new.metadata.as_str())
+            .text("idle_seconds", idle_seconds)
             .text("unused_seconds", self.limits.kept_conversation_idle_seconds)
-            .arg("now", rfc3339(created_at))
-            .text("bytes_limit", self.limits.session_bytes)
-            .rest("messages", messages.iter().map(|message| entry(message).into()));
-        added(&self.redis.call_replicated::<String>(call).await?)
+            .arg("now", rfc3339(&new.created_at));
+        self.call_add(call, &new.messages).await
     }
 
     /// Adds messages to a conversation in which no turn runs or waits: at least one. A repeat changes
@@ -103,10 +102,24 @@ impl Store {
             .arg("metadata", "")
             .text("idle_seconds", 0)
             .text("unused_seconds", 0)
-            .arg("now", rfc3339(&Utc::now()))
+            .arg("now", rfc3339(&Utc::now()));
+        self.call_add(call, messages).await
+    }
+
+    /// Ends a call of `add_messages` with what is the same for every call.
+    async fn call_add(&self, call: Call, messages: &[Message]) -> Result<(), StoreError> {
+        let call = call
             .text("bytes_limit", self.limits.session_bytes)
             .rest("messages", messages.iter().map(|message| entry(message).into()));
-        added(&self.redis.call_replicated::<String>(call).await?)
+        match self.redis.call_replicated::<String>(call).await?.as_str() {
+            "ok" => Ok(()),
+            "absent" => Err(StoreError::Absent),
+            "busy" => Err(StoreError::TurnRuns(
+                "A turn of this conversation runs or waits; add the messages when it has ended.",
+            )),
+            "full" => Err(StoreError::Full),
+            _ => Err(unexpected("messages")),
+        }
     }
 
     /// Describes a session as a conversation.
@@ -181,17 +194,5 @@ impl Store {
             "absent" => Err(StoreError::Absent),
             _ => Err(unexpected("request")),
         }
-    }
-}
-
-fn added(reply: &str) -> Result<(), StoreError> {
-    match reply {
-        "ok" => Ok(()),
-        "absent" => Err(StoreError::Absent),
-        "busy" => Err(StoreError::TurnRuns(
-            "A turn of this conversation runs or waits; add the messages when it has ended.",
-        )),
-        "full" => Err(StoreError::Full),
-        _ => Err(unexpected("messages")),
     }
 }

@@ -42,7 +42,7 @@ pub struct Appended {
 pub struct TakenBack {
     /// Bytes of the answer that stay.
     pub length: u64,
-    /// How often the answer has begun anew by now.
+    /// How often the answer has started again by now.
     pub restarts: u32,
 }
 
@@ -66,7 +66,8 @@ impl Store {
 
     /// Writes text of the answer at its offset, and publishes it. With `listens`, this replica is
     /// certain that its own subscription to the session is in force, and the text is published only
-    /// where another replica is subscribed, too. Without text the call only checks whether the writer may continue.
+    /// where another replica is subscribed, too. Without text the call only checks whether the writer may
+    /// continue.
     ///
     /// # Errors
     /// [`StoreError::Redis`].

@@ -7,21 +7,21 @@ use fred::prelude::Value;
 use super::StoreError;
 use super::history::parse_stored_message;
 use crate::session::model::{Message, ToolCall};
-use crate::session::stored_message;
+use crate::session::stored_message::{self, escaped_size};
 
-/// The messages before a turn's question, which the turn brings in place of a stored history. They
+/// The messages before a turn's question, which the turn brings instead of a stored history. They
 /// become the first messages of a new session, which is not listed and expires an hour after its
 /// last turn.
 ///
 /// Only role, content, id, time, and what belongs to tools are used of each message.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct OwnConversation {
     messages: Arc<[Message]>,
     bytes: usize,
     has_images: bool,
 }
 
-/// Bytes that each message counts besides its text and what belongs to tools: more than it takes, as a
+/// Bytes that each message counts in addition to its text and what belongs to tools: more than it takes, as a
 /// thousand messages of a mebibyte would take Redis longer than a call may.
 const MESSAGE_BYTES: usize = 512;
 // So the bytes of a conversation are also those of its memory.
@@ -79,7 +79,7 @@ impl OwnConversation {
         &self.messages
     }
 
-    /// Whether one of the messages has an image.
+    /// Returns whether one of the messages has an image.
     pub(super) fn has_images(&self) -> bool {
         self.has_images
     }
@@ -102,7 +102,7 @@ impl OwnConversation {
         let calls = message.tool_calls.iter();
         let calls = calls.flat_map(|call| [&call.id, &call.name, &call.arguments]);
         let result = [&message.tool_call_id, &message.tool_name].into_iter().flatten();
-        let of_tools: usize = calls.chain(result).map(|text| json_length(text)).sum();
+        let of_tools: usize = calls.chain(result).map(|text| escaped_size(text)).sum();
         MESSAGE_BYTES + message.content.len() + of_tools
     }
 
@@ -121,16 +121,6 @@ impl OwnConversation {
         let messages: Result<_, _> = entries.map(|entry| parse_stored_message(entry)).collect();
         messages.map(Self::of)
     }
-}
-
-/// Returns the bytes that a text takes within a string of JSON.
-fn json_length(text: &str) -> usize {
-    let escape = |byte| match byte {
-        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
-        0..0x20 => 5,
-        _ => 0,
-    };
-    text.len() + text.bytes().map(escape).sum::<usize>()
 }
 
 #[cfg(test)]

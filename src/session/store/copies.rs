@@ -65,7 +65,7 @@ impl TurnCopy {
     ///
     /// # Errors
     /// [`StoreError::Redis`] where the copy cannot be read.
-    pub fn adopt(self) -> Result<Turn, StoreError> {
+    pub fn restore(self) -> Result<Turn, StoreError> {
         let conversation =
             self.conversation.map(|entries| OwnConversation::parse(entries.iter())).transpose()?;
         let accepted = Accepted::of_stored(

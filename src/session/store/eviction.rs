@@ -13,6 +13,8 @@ pub struct Measured {
     pub bytes: u64,
     /// The seconds until it expires; none for a session that never does.
     pub expires_in: Option<u64>,
+    /// Whether the user or the model gave its title; else it is the beginning of the first question.
+    pub is_titled: bool,
 }
 
 /// The outcome of an eviction.
@@ -47,6 +49,7 @@ impl Store {
             owner: Owner::from_key(&field::<String>(&reply, 0)?),
             bytes: field(&reply, 1)?,
             expires_in: u64::try_from(expires_in).ok(),
+            is_titled: field::<u8>(&reply, 3)? == 1,
         }))
     }
 

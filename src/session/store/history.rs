@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::branch::Siblings;
-use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
+use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo};
 use crate::session::stored_message;
 
 /// The largest size of the messages in one reply, in bytes. Only a single larger message exceeds
@@ -34,19 +34,6 @@ pub struct Described {
     pub running: Option<GenerationId>,
     /// The last generation whose writer closed its request to the model host after a cancel.
     pub upstream_closed: Option<GenerationId>,
-}
-
-/// A change of a session by its owner; what is none stays as it is.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SessionChange<'a> {
-    /// The title, not empty.
-    pub title: Option<&'a str>,
-    /// Whether the session is pinned.
-    pub pinned: Option<bool>,
-    /// Whether the session is archived.
-    pub archived: Option<bool>,
-    /// The metadata as JSON, not empty; a front shows it again.
-    pub metadata: Option<&'a str>,
 }
 
 /// A message that was found by its id.
@@ -92,57 +79,6 @@ impl Store {
         let answer = self.find_answer(owner, session, generation).await?;
         let answer = answer.map(|found| found.message);
         Ok(Some(AnsweredTurn { generation, brought, question, answer }))
-    }
-
-    /// Changes the title of the session, its marks and its metadata.
-    ///
-    /// # Errors
-    /// [`StoreError::Absent`], [`StoreError::Redis`].
-    pub async fn update(
-        &self,
-        owner: &Owner,
-        session: SessionId,
-        change: SessionChange<'_>,
-    ) -> Result<(), StoreError> {
-        let mark = |mark: Option<bool>| match mark {
-            Some(true) => "1",
-            Some(false) => "0",
-            None => "",
-        };
-        let call = SessionKeys::of(session)
-            .call_with("jarvis_update_1", &["session", "messages"])
-            .arg("owner", owner.key())
-            .arg("title", change.title.unwrap_or_default())
-            .arg("by", "user")
-            .arg("pinned", mark(change.pinned))
-            .arg("archived", mark(change.archived))
-            .arg("metadata", change.metadata.unwrap_or_default())
-            .arg("now", rfc3339(&Utc::now()));
-        let reply: String = self.redis.call(call).await?;
-        if reply == "ok" { Ok(()) } else { Err(StoreError::Absent) }
-    }
-
-    /// Gives the session a title of the model's, unless it has one of the user's or the model's.
-    ///
-    /// # Errors
-    /// [`StoreError::Absent`], [`StoreError::Redis`].
-    pub async fn entitle(
-        &self,
-        owner: &Owner,
-        session: SessionId,
-        title: &str,
-    ) -> Result<(), StoreError> {
-        let call = SessionKeys::of(session)
-            .call_with("jarvis_update_1", &["session", "messages"])
-            .arg("owner", owner.key())
-            .arg("title", title)
-            .arg("by", "model")
-            .arg("pinned", "")
-            .arg("archived", "")
-            .arg("metadata", "")
-            .arg("now", "");
-        let reply: String = self.redis.call(call).await?;
-        if reply == "ok" { Ok(()) } else { Err(StoreError::Absent) }
     }
 
     /// Describes the session without its messages.

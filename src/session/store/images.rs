@@ -13,7 +13,7 @@ pub const PART_BYTES: usize = 256 << 10;
 /// How long images are kept whose message is not accepted in a session that is not there.
 const PUT_SECONDS: u64 = 120;
 
-/// The parts of a turn's question beside its text.
+/// The parts of a turn's question other than its text.
 #[derive(Clone, Debug, Default)]
 pub struct Attached {
     /// The author of the question, the call whose result it is, the names of its images, and the request
@@ -94,7 +94,23 @@ impl Store {
         let of_nobody = || {
             image_call("jarvis_image_1", owner, session).arg("generation", "-").arg("fence", "-")
         };
-        self.read_image(of_nobody, image).await
+        self.read_whole(of_nobody, image).await
+    }
+
+    /// Returns the bytes of the image with this digest; none where the owner's session does not have it.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn image_by_digest(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        digest: &str,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let of_nobody = || {
+            image_call("jarvis_image_1", owner, session).arg("generation", "-").arg("fence", "-")
+        };
+        self.read_image(of_nobody, digest).await
     }
 
     /// Returns the bytes of an image for the holder of a running turn, also where its session has become
@@ -112,18 +128,28 @@ impl Store {
                 .text("generation", turn.generation)
                 .text("fence", turn.fence.0)
         };
-        self.read_image(of_holder, image).await
+        self.read_whole(of_holder, image).await
+    }
+
+    /// Reads an image as [`Store::read_image`] does; none where it has not as many bytes as it should.
+    async fn read_whole(
+        &self,
+        call: impl Fn() -> Call,
+        image: &ImageRef,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let stored = self.read_image(call, &image.digest).await?;
+        Ok(stored.filter(|stored| stored.len() as u64 == image.bytes))
     }
 
     /// Reads the parts of an image by calls that name who reads.
     async fn read_image(
         &self,
         call: impl Fn() -> Call,
-        image: &ImageRef,
+        digest: &str,
     ) -> Result<Option<Bytes>, StoreError> {
         let mut bytes = Vec::new();
         for part in 0.. {
-            let call = call().arg("digest", image.digest.as_str()).text("part", part);
+            let call = call().arg("digest", digest).text("part", part);
             let mut reply: Vec<Bytes> = self.redis.call_readonly(call).await?;
             match (reply.first().map(|first| &first[..]), reply.len()) {
                 (Some(b"ok"), 3) => {}
@@ -137,7 +163,7 @@ impl Store {
                 break;
             }
         }
-        Ok((bytes.len() as u64 == image.bytes).then(|| bytes.into()))
+        Ok(Some(bytes.into()))
     }
 }
 

@@ -39,7 +39,7 @@ impl ImportedSession {
         Some(format!("{}\n{content}", stored_message::header(message)))
     }
 
-    /// Gives each message the id that follows from the session and its position, in the place of the one
+    /// Gives each message the id that follows from the session and its position, instead of the one
     /// with which it was made. So a message is in memory once, as it is stored.
     pub fn name_messages(&mut self) {
         for (number, entry) in self.entries.iter_mut().enumerate() {

@@ -15,6 +15,7 @@ mod read;
 mod takeover;
 mod transfer;
 mod turns;
+mod update;
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ pub use cancel::{CancelReply, Cancellation, Clearing};
 pub use conversation::{ConversationTooLarge, OwnConversation};
 pub use copies::TurnCopy;
 pub use eviction::{Evicted, Measured};
-pub use history::{AnsweredTurn, Described, Found, Page, REPLY_BYTES, SessionChange, message};
+pub use history::{AnsweredTurn, Described, Found, Page, REPLY_BYTES, message};
 pub use images::Attached;
 pub use import::{ImportStep, ImportedSession};
 pub use keys::{BUCKETS, bucket, channel, open_turns};
@@ -39,6 +40,7 @@ pub use turns::{
     Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, QUESTION_BYTES, REQUEST_BYTES,
     Restored, StoredSize, Turn,
 };
+pub use update::{SessionChange, Update};
 
 use super::branch::Anchor;
 use super::event::Control;
@@ -57,7 +59,7 @@ pub struct SessionLimits {
     pub session_bytes: u64,
     /// Seconds that an idle anonymous session is kept.
     pub anonymous_idle_seconds: u64,
-    /// Seconds that an idle session of a user is kept; 0 for ever.
+    /// Seconds that an idle session of a user is kept; 0 forever.
     pub user_idle_seconds: u64,
     /// Seconds, from the end of the last turn, that a session is kept whose first turn brought its
     /// own conversation.
@@ -203,7 +205,7 @@ impl Store {
         self.redis.refused_for(limit).await
     }
 
-    /// Returns how long an idle session is kept that begins with a turn of this owner; 0 for ever.
+    /// Returns how long an idle session is kept that begins with a turn of this owner; 0 forever.
     fn idle_seconds(&self, owner: &Owner, kept: Kept) -> u64 {
         match owner {
             _ if kept == Kept::Briefly => self.limits.own_conversation_idle_seconds,

@@ -31,7 +31,7 @@ const TITLE_CHARACTERS: usize = 80;
 pub const REQUEST_BYTES: u64 = 512 << 10;
 /// The same with the text of the question.
 pub const QUESTION_BYTES: u64 = (1 << 20) + (64 << 10);
-/// Bytes of a stored turn and header besides what their sizes are taken of, about.
+/// Bytes of a stored turn and header in addition to what their sizes are taken of, about.
 const REST_BYTES: usize = 400;
 /// Bytes of the name of an image in a header, about.
 const IMAGE_NAME_BYTES: usize = 90;
@@ -52,16 +52,16 @@ pub struct NewTurn {
     pub spec: TurnSpec,
     /// The user's text.
     pub content: String,
-    /// The messages before it, in place of a stored history: the turn begins a new session.
+    /// The messages before it, instead of a stored history: the turn begins a new session.
     pub conversation: Option<OwnConversation>,
-    /// The parts of the question beside its text.
+    /// The parts of the question other than its text.
     pub attached: Attached,
     /// The idempotency key, where the client sent one.
     pub key: Option<IdempotencyKey>,
 }
 
 impl NewTurn {
-    /// Creates a turn of a user's text, with nothing beside it.
+    /// Creates a turn of a user's text, with nothing else.
     pub fn of_text(spec: TurnSpec, content: String) -> Self {
         Self { spec, content, conversation: None, attached: Attached::default(), key: None }
     }
@@ -104,7 +104,7 @@ impl NewTurn {
     }
 }
 
-/// What a turn takes as it is stored, in bytes.
+/// The size of a turn as it is stored, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredSize {
     /// Bytes of its request without the text, and of the header of its question.
@@ -116,7 +116,7 @@ pub struct StoredSize {
 }
 
 impl StoredSize {
-    /// Whether a call of Redis that reads or writes the turn would take too long.
+    /// Returns whether a call of Redis that reads or writes the turn would take too long.
     pub fn is_too_large(self) -> bool {
         self.request > REQUEST_BYTES || self.question > QUESTION_BYTES
     }
@@ -167,8 +167,8 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Whether `message` is the user's message that the turn answers. A question that was to be answered
-    /// once more, and that a failover lost, is stored as a new one.
+    /// Returns whether `message` is the user's message that the turn answers. A question that was to be
+    /// answered once more, and that a failover lost, is stored as a new one.
     pub fn answers(&self, message: &Message) -> bool {
         message.id == self.accepted.question.id || message.id == self.generation.question()
     }
@@ -183,7 +183,7 @@ impl Turn {
         self.runner.as_ref()
     }
 
-    /// Whether this replica got the turn by a claim.
+    /// Returns whether this replica got the turn by a claim.
     pub fn is_claimed(&self) -> bool {
         self.claimed.is_some()
     }
@@ -358,7 +358,7 @@ impl Proposal {
         self.generation
     }
 
-    /// Whether the turn has an idempotency key, by which a repeat finds it.
+    /// Returns whether the turn has an idempotency key, by which a repeat finds it.
     pub fn has_key(&self) -> bool {
         self.accepted.key.is_some()
     }
@@ -582,6 +582,15 @@ impl Store {
     pub async fn request_position(&self, session: SessionId) -> Result<(), RedisError> {
         let payload = Hint::POSITION_REQUESTED.to_owned();
         self.redis.publish(&channel(session), payload).await.map(drop)
+    }
+
+    /// Notifies the replica with a turn of this session that a client which does not listen has asked how
+    /// the turn stands. Nothing is stored.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn publish_poll(&self, session: SessionId) -> Result<(), RedisError> {
+        self.redis.publish(&channel(session), Hint::POLLED.to_owned()).await.map(drop)
     }
 
     /// Makes a waiting turn the running one, if no turn runs and none waits before it. Where it goes to
