@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::outcome::{LoggedEnd, logged_end, stored_answer};
 pub use self::outcome::{TurnOutcome, outcome};
-pub use self::submit::{AcceptedTurn, CancelOnDrop, Submission, submit};
+pub use self::submit::{AcceptedTurn, CancelOnDrop, Submission, check_early, submit};
 use crate::byte_room::ClientRoom;
 use crate::generation::Submitted;
 use crate::retry::Backoff;
@@ -173,12 +173,12 @@ impl Follow {
         self.reader.cursor()
     }
 
-    /// Returns how often the answer had begun anew by this control event, as the log shows it: the
+    /// Returns how often the answer had started again by this control event, as the log shows it: the
     /// same at every replica, and after the end.
     ///
     /// # Errors
     /// [`FollowError::Store`].
-    pub async fn restarts(&self, until: u64) -> Result<u32, FollowError> {
+    pub async fn restarts(&mut self, until: u64) -> Result<u32, FollowError> {
         outcome::restarts(&self.store, &self.owner, self.session, self.generation, until)
             .await
             .map_err(Into::into)

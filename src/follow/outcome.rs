@@ -91,7 +91,7 @@ pub(super) async fn stored_answer(
     Ok(found.map(|found| Box::new(found.message)))
 }
 
-/// Returns how often the answer of a generation had begun anew by this control event.
+/// Returns how often the answer of a generation had started again by this control event.
 pub(super) async fn restarts(
     store: &Store,
     owner: &Owner,
@@ -135,7 +135,7 @@ async fn restarts_without_log(
     Ok(answer.map_or(0, |answer| answer.restarts()))
 }
 
-/// Returns how often the answer of a generation had begun anew by this control event, as the claims in a
+/// Returns how often the answer of a generation had started again by this control event, as the claims in a
 /// window show it.
 fn claimed_restarts(window: &Window, generation: GenerationId, until: u64) -> u32 {
     let events = window.events().filter(|event| event.number <= until);

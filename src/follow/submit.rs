@@ -65,6 +65,30 @@ impl Drop for CancelOnDrop {
     }
 }
 
+/// Checks a turn before the conversation that it goes on with is read, so that a request which is refused
+/// reads nothing of that. `turn` is the turn without it. Returns the right to submit the turn, unless it is
+/// refused: then it is given back.
+///
+/// # Errors
+/// Any [`SubmitError`].
+pub async fn check_early(
+    generations: &Generations,
+    permit: TurnPermit,
+    session: SessionId,
+    turn: &NewTurn,
+) -> Result<TurnPermit, SubmitError> {
+    let owner = &permit.subject.owner;
+    let checked = generations.check_early(owner, session, turn, permit.refusal()).await;
+    let Err(refused) = checked else { return Ok(permit) };
+    permit.give_back().await;
+    count_refusal(&refused);
+    Err(refused)
+}
+
+fn count_refusal(refused: &SubmitError) {
+    metrics::counter!(metric::TURNS_REFUSED_TOTAL, "code" => refused.code()).increment(1);
+}
+
 /// Submits a turn. It is accepted as a whole or not at all, even if the caller goes away meanwhile.
 ///
 /// # Errors
@@ -111,9 +135,7 @@ pub async fn submit(
             let generation = tracing::field::display(accepted.submitted.generation);
             tracing::Span::current().record("generation", generation);
         }
-        Err(refused) => {
-            metrics::counter!(metric::TURNS_REFUSED_TOTAL, "code" => refused.code()).increment(1);
-        }
+        Err(refused) => count_refusal(refused),
     }
     accepted
 }

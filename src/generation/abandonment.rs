@@ -1,5 +1,6 @@
 //! A turn that waits while nobody listens gives its position to others, where the queue is short of
-//! positions: whoever left does not come back for the answer.
+//! positions: a client that left does not come back for the answer. One that comes back from time to time,
+//! as that of a response in the background, is no listener, but its turn is not alone.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ const CHECKS: u32 = 10;
 /// The longest time between two checks.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Since when nobody has listened to a waiting turn.
+/// Since when nobody has listened to a waiting turn, or asked how it stands.
 pub(super) struct Abandonment {
     limit: Duration,
     alone_since: Instant,
@@ -71,6 +72,9 @@ impl Abandonment {
         if feed.has_readers() {
             self.alone_since = now;
             return false;
+        }
+        if let Some(polled) = feed.polled() {
+            self.alone_since = self.alone_since.max(polled);
         }
         // Readers that have this event skip it. Its receivers are the replicas that are subscribed
         // to the session, this one among them unless its subscription may be lost.

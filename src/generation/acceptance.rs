@@ -10,7 +10,7 @@ use super::turn_state::TurnState;
 use super::{Generations, SubmitError, Submitted, capacity, context, failures};
 use crate::budget::RoomGrant;
 use crate::lifecycle::catch_panic;
-use crate::limits::{SessionPermit, TurnPermit};
+use crate::limits::{LimitRefusal, SessionPermit, TurnPermit};
 use crate::model_name;
 use crate::ollama::{ModelRefusal, OllamaError};
 use crate::queue::Room;
@@ -30,7 +30,7 @@ const RECORDED_AT_END: u64 = 8 << 10;
 /// How often the images of one turn are put, where what was put is gone before its acceptance.
 const IMAGE_PUTS: u32 = 3;
 
-/// What the acceptance of a turn needs, and holds until its outcome.
+/// The parts that the acceptance of a turn needs, and holds until its outcome.
 struct Accepting {
     proposal: Proposal,
     images: Vec<Image>,
@@ -125,6 +125,53 @@ impl Generations {
         }
     }
 
+    /// Checks a turn before the conversation that it goes on with is read, by what needs none of that: the
+    /// limits of the caller, the model, the queue and the caller's budget. The repeat of a turn that was
+    /// accepted passes. `new` is the turn without that conversation.
+    ///
+    /// # Errors
+    /// Any [`SubmitError`].
+    pub async fn check_early(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+        refusal: Option<&LimitRefusal>,
+    ) -> Result<(), SubmitError> {
+        if self.store.lifecycle().is_draining() {
+            return Err(SubmitError::Draining);
+        }
+        let checked = match refusal {
+            Some(refusal) => Err(refusal.clone().into()),
+            None => self.admits_early(owner, session, new).await,
+        };
+        let Err(refused) = checked else { return Ok(()) };
+        // Boxed, because it is rare.
+        if Box::pin(self.repeated(owner, session, new)).await?.is_some() {
+            return Ok(());
+        }
+        if let SubmitError::Limited(refusal) = &refused {
+            refusal.count();
+        }
+        Err(refused)
+    }
+
+    async fn admits_early(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+    ) -> Result<(), SubmitError> {
+        let stored = new.stored_size();
+        self.admits_request(owner, new, stored).await?;
+        let grant = self.budget.room_with(owner, &new.spec.source, session, stored.whole).await?;
+        if *owner != Owner::Anonymous {
+            // The turn is listed with its whole conversation.
+            self.budget.withdraw(owner, session, grant).await;
+        }
+        Ok(())
+    }
+
     /// Returns the turn that was accepted before with the same idempotency key, if there is one.
     ///
     /// # Errors
@@ -147,15 +194,13 @@ impl Generations {
     }
 
     /// Checks that Redis may store the request, that a host has the model or may be back with it while the
-    /// turn waits, that the question may fit into the model's context window, that the queue has room,
-    /// that the caller may store another turn, and that its address may begin another session.
-    async fn admits(
+    /// turn waits, that the question may fit into the model's context window, and that the queue has room.
+    async fn admits_request(
         &self,
         owner: &Owner,
-        session: SessionId,
         new: &NewTurn,
         stored: StoredSize,
-    ) -> Result<(SessionPermit, RoomGrant), SubmitError> {
+    ) -> Result<(), SubmitError> {
         if stored.is_too_large() {
             return Err(SubmitError::RequestTooLarge);
         }
@@ -175,11 +220,21 @@ impl Generations {
         }
         let queue_source = capacity::ticket_source(owner, &new.spec.source);
         match self.queue.room(&model_name::canonical(model), &queue_source).await {
-            Room::NoneFor(after) => {
-                return Err(SubmitError::QueueFull(failures::queue_full(after)));
-            }
-            Room::Some => {}
+            Room::NoneFor(after) => Err(SubmitError::QueueFull(failures::queue_full(after))),
+            Room::Some => Ok(()),
         }
+    }
+
+    /// Checks the request, that the caller may store another turn, and that its address may begin another
+    /// session.
+    async fn admits(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+        stored: StoredSize,
+    ) -> Result<(SessionPermit, RoomGrant), SubmitError> {
+        self.admits_request(owner, new, stored).await?;
         let source = &new.spec.source;
         let begun = async {
             match &new.conversation {
@@ -237,14 +292,14 @@ impl Generations {
             Err(error) => matches!(error, StoreError::Redis(_)) && proposal.has_key(),
         };
         if !is_stored {
-            // What another message has is not dropped.
+            // Images that another message has are not dropped.
             self.drop_images(owner, session, images).await;
         }
         accepted
     }
 
     /// Has Redis accept a turn, and records what it stores where that is much, or where it waits for other
-    /// turns of its session, at once: the caller's next turn is to find it. What a little one stores that
+    /// turns of its session, at once: the caller's next turn is to find it. The data of a little one that
     /// runs next is recorded when it ends: there are no more of those than the queue has positions.
     async fn accept_and_record(
         &self,

@@ -1,5 +1,5 @@
 //! The calls of tools of one answer. They are stored with its end: a model run that breaks off leaves
-//! none, and the next one begins the answer anew.
+//! none, and the next one starts the answer again.
 
 use serde_json::Value;
 
@@ -31,8 +31,8 @@ impl<'a> ToolCalls<'a> {
         Self { rules: &turn.spec.rules, id, calls: Vec::new(), bytes: 0 }
     }
 
-    /// Adds calls beside `text` bytes of text. Returns false where they are more than an answer may
-    /// have. Where an answer may have one, the others are left out: the model calls them in its next
+    /// Adds calls to an answer with `text` bytes of text. Returns false where they are more than an answer
+    /// may have. Where an answer may have one, the others are left out: the model calls them in its next
     /// answer, if it still needs them.
     pub(super) fn add(&mut self, calls: Vec<ReplyCall>, text: usize) -> bool {
         for ReplyCall { id, name, arguments } in calls {

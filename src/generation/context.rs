@@ -221,8 +221,8 @@ impl Conversation {
         (sent, sizes[first].tokens)
     }
 
-    /// Returns the turn that the last prompt for this model and context window began with: the very
-    /// first turn where there was no such prompt. None where that turn is beyond the messages that
+    /// Returns the turn that the last prompt for this model and context window began with: the
+    /// first turn of all where there was no such prompt. None where that turn is beyond the messages that
     /// are read.
     fn last_beginning(
         &self,

@@ -15,12 +15,12 @@ use tokio::time::Instant;
 
 use super::Generations;
 use super::deletion::DeletedSessions;
-use super::redo::{self, Finished, KEPT, RedoEntry};
+use super::redo::{self, Finished, HiddenRequest, KEPT, RedoEntry};
 use super::writer::Writer;
 use crate::lifecycle::{TaskEnd, catch_panic};
 use crate::redis::Listener;
 use crate::retry::Backoff;
-use crate::session::store::{Cancellation, Clearing, Selection, Transfer, TurnCopy};
+use crate::session::store::{Cancellation, Clearing, Selection, Transfer, TurnCopy, Update};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 use crate::telemetry::{CountedOpen, metric};
 
@@ -45,6 +45,8 @@ enum Copy {
     Cancelled(Cancellation),
     Cleared(Clearing),
     Selected(Selection),
+    Hidden(HiddenRequest),
+    Updated(Update),
     Transferred(Transfer),
     Deleted(DeletedSessions),
 }
@@ -62,22 +64,26 @@ impl Copy {
             RedoEntry::Cancelled(cancellation) => Self::Cancelled(cancellation.clone()),
             RedoEntry::Cleared(clearing) => Self::Cleared(clearing.clone()),
             RedoEntry::Selected(selection) => Self::Selected(selection.clone()),
+            RedoEntry::Hidden(hidden) => Self::Hidden(hidden.clone()),
+            RedoEntry::Updated(update) => Self::Updated(update.clone()),
             RedoEntry::Transferred(transfer) => Self::Transferred(transfer.clone()),
             RedoEntry::Deleted(deleted) => Self::Deleted(deleted.clone()),
         }
     }
 
-    /// Returns the entry for the replica that restores it in the place of its sender.
-    fn adopt(self, store: &Store) -> Result<RedoEntry, StoreError> {
+    /// Returns the entry for the replica that restores it on behalf of its sender.
+    fn restore(self, store: &Store) -> Result<RedoEntry, StoreError> {
         Ok(match self {
-            Self::Accepted(turn) => RedoEntry::Accepted(Arc::new(turn.adopt()?)),
+            Self::Accepted(turn) => RedoEntry::Accepted(Arc::new(turn.restore()?)),
             Self::Finished { turn, text, header, events } => {
-                let writer = Writer::restoring(store.clone(), Arc::new(turn.adopt()?), text);
+                let writer = Writer::restoring(store.clone(), Arc::new(turn.restore()?), text);
                 RedoEntry::Finished(Box::new(Finished { writer, header: *header, events }))
             }
             Self::Cancelled(cancellation) => RedoEntry::Cancelled(cancellation),
             Self::Cleared(clearing) => RedoEntry::Cleared(clearing),
             Self::Selected(selection) => RedoEntry::Selected(selection),
+            Self::Hidden(hidden) => RedoEntry::Hidden(hidden),
+            Self::Updated(update) => RedoEntry::Updated(update),
             Self::Transferred(transfer) => RedoEntry::Transferred(transfer),
             Self::Deleted(deleted) => RedoEntry::Deleted(deleted),
         })
@@ -204,7 +210,7 @@ impl Listener for Copies {
         self.kept().push(copy);
     }
 
-    /// A copy that was lost is in one place only.
+    /// Does nothing: a copy that was lost is in one place only.
     fn gap(&self) {}
 }
 
@@ -237,24 +243,25 @@ pub(super) async fn exchange(
     TaskEnd::Done
 }
 
-/// The turns and redo entries that a replica restores in the place of one that is gone.
-pub(super) struct Adopted {
+/// The turns and redo entries that a replica restores on behalf of one that is gone.
+pub(super) struct RestoredCopies {
     /// Ends, cancels and clears.
     ends: Vec<(Instant, RedoEntry)>,
     /// Turns without an end.
     turns: Vec<(KeptCopy, RedoEntry)>,
 }
 
-impl Adopted {
+impl RestoredCopies {
     /// Takes the copies of a replica that is gone. A turn that has ended is restored by its end.
     pub(super) fn of(generations: &Generations, gone: &str) -> Self {
         let (mut ends, mut turns) = (Vec::new(), Vec::new());
         let copies = generations.copies.take(gone);
         for copy in copies.into_iter().filter(|copy| copy.at.elapsed() <= KEPT) {
             let read = serde_json::from_str::<Copy>(&copy.json).map_err(|error| error.to_string());
-            let adopted = read
-                .and_then(|read| read.adopt(&generations.store).map_err(|error| error.to_string()));
-            match adopted {
+            let restored = read.and_then(|read| {
+                read.restore(&generations.store).map_err(|error| error.to_string())
+            });
+            match restored {
                 Ok(entry @ RedoEntry::Accepted(_)) => turns.push((copy, entry)),
                 Ok(entry) => ends.push((copy.at, entry)),
                 Err(error) => tracing::warn!(%error, "unreadable copy of another replica"),
@@ -263,7 +270,7 @@ impl Adopted {
         let ended: HashSet<_> = ends.iter().filter_map(|(_, entry)| entry.generation()).collect();
         turns.retain(|(_, entry)| entry.generation().is_none_or(|id| !ended.contains(&id)));
         if !(ends.is_empty() && turns.is_empty()) {
-            tracing::info!(from = gone, ends = ends.len(), turns = turns.len(), "copies adopted");
+            tracing::info!(from = gone, ends = ends.len(), turns = turns.len(), "copies restored");
         }
         Self { ends, turns }
     }

@@ -35,7 +35,7 @@ const SLOT_TIME: Duration = Duration::from_secs(5);
 /// How long a host with another model of the name is not tried again.
 const EXCLUDED: Duration = Duration::from_secs(30);
 /// Bytes of a text that count as one token where no host has counted its tokens.
-const BYTES_PER_TOKEN: u64 = 4;
+pub(super) const BYTES_PER_TOKEN: u64 = 4;
 /// How long a request for embeddings waits for a Redis that does not reply, or refuses it.
 const REDIS_LIMIT: Duration = Duration::from_secs(5);
 /// How long the reply waits until its tokens are counted, so that the caller's next request counts
@@ -44,8 +44,8 @@ const COUNT_LIMIT: Duration = Duration::from_millis(500);
 
 /// A request for embeddings that is under way. Dropping it closes the request to the host, and frees the
 /// slot. From then on that a host has worked, the permit keeps its turn, and the tokens until there count,
-/// however the request ends: those of a slice that is dropped by an estimate. What no host has worked for
-/// costs nothing.
+/// however the request ends: those of a slice that is dropped by an estimate. Texts for which no host has
+/// worked cost nothing.
 pub struct EmbedRun<'a> {
     generations: &'a Generations,
     permit: &'a TurnPermit,
@@ -283,7 +283,8 @@ impl EmbedRun<'_> {
         let num_ctx = slot.num_ctx().await?.map(|tokens| tokens.min(self.generations.num_ctx_cap));
         self.permit.set_worked_on(true);
         self.under_way = Some(texts.clone());
-        let vectors = slot.embed(self.request, texts, num_ctx).await?;
+        let client = self.permit.subject.source.widest_network();
+        let vectors = slot.embed(self.request, texts, num_ctx, client).await?;
         self.maker.get_or_insert(maker);
         Ok(vectors)
     }

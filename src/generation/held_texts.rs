@@ -44,7 +44,7 @@ pub(super) struct HeldTexts {
 
 struct TakenTexts {
     permit: RoomPermit,
-    /// What it takes of the room of a part of the callers.
+    /// The bytes that it takes of the room of a part of the callers.
     _of_part: Option<RoomPermit>,
     held: Gauge,
 }

@@ -23,7 +23,7 @@ use crate::source::ShareKey;
 /// Bytes of images that are held in memory, at most: of accepted turns, of which the oldest go beyond it;
 /// and as many of turns whose acceptance is retried.
 const BYTES: usize = 64 << 20;
-/// The text in the place of an image that the model cannot get.
+/// The text that replaces an image that the model cannot get.
 const UNSEEN: &str = "[an image that this model cannot see]";
 const LOST: &str = "[an image that is no longer stored]";
 
@@ -204,7 +204,7 @@ impl Generations {
 #[derive(Default)]
 pub(super) struct ReadImages(HashMap<String, Option<Arc<str>>>);
 
-/// Adds the images to the messages of a prompt. A model that takes no images gets words in the place
+/// Adds the images to the messages of a prompt. A model that takes no images gets words instead
 /// of those of earlier turns.
 pub(super) async fn add_images(
     generations: &Generations,

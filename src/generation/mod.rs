@@ -56,7 +56,9 @@ use crate::membership::{Membership, MembershipStore, Renewal};
 use crate::ollama::{Fleet, OllamaError};
 use crate::queue::{HostReport, Queue};
 use crate::session::model::Failure;
-use crate::session::store::{self, Cancellation, Clearing, Selection, Transfer};
+use crate::session::store::{
+    self, Cancellation, Clearing, Selection, SessionChange, Transfer, Update,
+};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 use crate::source::SourceKey;
 use crate::telemetry::metric;
@@ -66,7 +68,7 @@ use copies::Copies;
 pub use deletion::DeletedAll;
 pub use embedding::{EmbedRun, EmbedUsage, EmbeddedSlice};
 use held_texts::{HeldTexts, TextRoom};
-use redo::{RedoEntry, RedoLog};
+use redo::{HiddenRequest, RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
 use titles::TitleWriter;
 use turn_state::TurnState;
@@ -123,7 +125,7 @@ pub struct GenerationSettings {
     pub limits: RateLimits,
     /// The key of the digests of conversations.
     pub source_key: SourceKey,
-    /// Who writes the titles of sessions.
+    /// The writer of the titles of sessions.
     pub titles: Titles,
 }
 
@@ -462,6 +464,39 @@ impl Generations {
             self.keep(RedoEntry::Selected(selection));
         }
         Ok(has_changed)
+    }
+
+    /// Hides what a front shows again of the request of a turn, whose messages stay.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn hide_request(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        generation: GenerationId,
+    ) -> Result<(), StoreError> {
+        if self.store.hide_request(owner, session, generation).await? {
+            let owner = owner.clone();
+            self.keep(RedoEntry::Hidden(HiddenRequest { owner, session, generation }));
+        }
+        Ok(())
+    }
+
+    /// Changes a session for its owner.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn update(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        change: SessionChange,
+    ) -> Result<(), StoreError> {
+        let mut update = Update::new(owner, session, change);
+        self.store.update(&mut update).await?;
+        self.keep(RedoEntry::Updated(update));
+        Ok(())
     }
 
     /// Makes an anonymous session a user's, with its open turns.

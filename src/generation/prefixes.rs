@@ -1,7 +1,8 @@
-//! The search for the host that may have the beginning of a conversation in its prompt cache, where the conversation
-//! comes with each request: the queue is given digests of the conversation and of its beginnings.
+//! The search for the host that may have the beginning of a conversation in its prompt cache, where the
+//! conversation comes with each request: the queue is given digests of the conversation and of its
+//! beginnings.
 //!
-//! The digests are keyed by the owner, because whoever finds that a question is answered sooner than
+//! The digests are keyed by the owner, because a caller who finds that a question is answered sooner than
 //! another learns that somebody has asked it. A conversation whose owner is not known has none.
 
 use std::mem::replace;

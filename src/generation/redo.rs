@@ -1,15 +1,16 @@
 //! The redo log: acknowledged writes of the last minute, applied again after a failover.
 //!
 //! Redis replicates asynchronously: a server that takes over may lack the last writes that were
-//! acknowledged. The writer of a running turn repairs its answer itself. The ends of turns, cancels
-//! and clears have no writer any more, and are kept here. A copy of each may be in a second replica
-//! ([`super::copies`]), which applies it in the place of this one.
+//! acknowledged. The writer of a running turn repairs its answer itself. The ends of turns, cancels,
+//! clears and deleted responses have no writer any more, and are kept here. A copy of each may be in a
+//! second replica ([`super::copies`]), which applies it on behalf of this one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::Generations;
@@ -19,16 +20,16 @@ use super::turn_state::TurnState;
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
 use crate::session::store::{
-    Cancellation, Claim, ClaimAttempt, Clearing, Restored, Selection, Transfer, Turn,
+    Cancellation, Claim, ClaimAttempt, Clearing, Restored, Selection, Transfer, Turn, Update,
 };
 use crate::session::stored_message::json_size;
-use crate::session::{Control, GenerationId, Message, StoreError, Tag};
+use crate::session::{Control, GenerationId, Message, Owner, SessionId, StoreError, Tag};
 
 /// How long an entry is kept: longer than a failover takes.
 pub(super) const KEPT: Duration = Duration::from_mins(1);
 /// Bytes that are kept, at most. Beyond it the oldest entries go.
 const BYTES: usize = 64 << 20;
-/// Bytes of an entry beside its texts: the greater part is the state of a writer.
+/// Bytes of an entry in addition to its texts: the greater part is the state of a writer.
 const ENTRY_BYTES: usize = 2 << 10;
 /// Time between two removals of entries that are too old.
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);
@@ -50,6 +51,14 @@ pub(super) struct Finished {
     pub(super) events: Vec<(Tag, Control)>,
 }
 
+/// A turn whose request is no longer shown by its front, with the session and its owner.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct HiddenRequest {
+    pub(super) owner: Owner,
+    pub(super) session: SessionId,
+    pub(super) generation: GenerationId,
+}
+
 /// An acknowledged write that no other part of the system would apply again.
 pub(super) enum RedoEntry {
     /// A turn of a replica that is gone, which this replica restores once.
@@ -58,6 +67,8 @@ pub(super) enum RedoEntry {
     Cancelled(Cancellation),
     Cleared(Clearing),
     Selected(Selection),
+    Hidden(HiddenRequest),
+    Updated(Update),
     Transferred(Transfer),
     Deleted(DeletedSessions),
 }
@@ -82,6 +93,8 @@ impl RedoEntry {
                 Self::Cancelled(cancellation) => cancellation.bytes(),
                 Self::Cleared(clearing) => clearing.bytes(),
                 Self::Selected(selection) => selection.bytes(),
+                Self::Hidden(hidden) => hidden.owner.key().len(),
+                Self::Updated(update) => update.bytes(),
                 Self::Transferred(transfer) => transfer.bytes(),
                 Self::Deleted(deleted) => deleted.bytes(),
             }
@@ -95,6 +108,8 @@ impl RedoEntry {
             Self::Cancelled(_)
             | Self::Cleared(_)
             | Self::Selected(_)
+            | Self::Hidden(_)
+            | Self::Updated(_)
             | Self::Transferred(_)
             | Self::Deleted(_) => None,
         }
@@ -108,6 +123,11 @@ impl RedoEntry {
             Self::Cancelled(cancellation) => generations.store.cancel(cancellation).await.map(drop),
             Self::Cleared(clearing) => generations.store.clear(clearing).await.map(drop),
             Self::Selected(selection) => generations.store.select(selection).await.map(drop),
+            Self::Hidden(hidden) => {
+                let HiddenRequest { owner, session, generation } = hidden;
+                generations.store.hide_request(owner, *session, *generation).await.map(drop)
+            }
+            Self::Updated(update) => generations.store.update(update).await,
             Self::Transferred(transfer) => generations.apply_transfer(transfer).await,
             Self::Deleted(deleted) => deleted.apply(&generations.store).await,
         };
@@ -281,7 +301,6 @@ pub(super) async fn apply(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{Owner, SessionId};
 
     #[test]
     fn entries_are_removed_by_time_though_no_other_is_added() {

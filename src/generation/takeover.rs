@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use rand::seq::SliceRandom;
 
 use super::Generations;
-use super::copies::Adopted;
+use super::copies::RestoredCopies;
 use super::turn_spans;
 use super::turn_state::TurnState;
 use crate::membership::{GoneReason, GoneReplica, Successor};
@@ -43,8 +43,8 @@ impl Successor for TurnSuccessor {
 
     async fn take_over(&mut self, gone: &GoneReplica) -> Result<usize, StoreError> {
         let Self { generations, unanswered, .. } = self;
-        let mut adopted = Adopted::of(generations, &gone.name);
-        adopted.apply_ends(generations);
+        let mut restored = RestoredCopies::of(generations, &gone.name);
+        restored.apply_ends(generations);
         let reason = gone.reason.as_str();
         // A replica that signs off ends its spans itself.
         let lost = gone.reason != GoneReason::SignedOff;
@@ -52,11 +52,11 @@ impl Successor for TurnSuccessor {
         let turns = match take_over(generations, unanswered, reason, lost, of_gone).await {
             Ok(turns) => turns,
             Err(error) => {
-                adopted.put_back(generations);
+                restored.put_back(generations);
                 return Err(error);
             }
         };
-        adopted.restore_turns(generations);
+        restored.restore_turns(generations);
         let replica = &gone.name;
         if turns > 0 {
             tracing::warn!(replica, turns, reason, "replica gone; turns taken over");

@@ -1,24 +1,26 @@
 //! Titles that the model writes after the first answer of a session, where the operator wants them.
 //!
 //! A title has the lowest priority: it is dropped where no slot is free at once, or as soon as anything
-//! waits in the queue. Its tokens count for the owner of the session. It replaces the beginning of the
-//! first question, and never a title that a user gave.
+//! waits in the queue. Its tokens count for the owner of the session, also where it is dropped. It replaces
+//! the beginning of the first question, and never a title that a user gave.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::Generations;
 use super::capacity;
+use super::embedding::BYTES_PER_TOKEN;
 use crate::config::Titles;
 use crate::lifecycle::spawn_caught;
 use crate::ollama::{
     ChatMessage, ChatRole, Done, HostId, ModelRequest, OllamaError, Options, Think,
 };
 use crate::queue::{Ticket, TicketStatus};
-use crate::session::store::Turn;
+use crate::session::store::{Measured, Turn};
 use crate::session::{GenerationId, StoreError, shortened};
 use crate::telemetry::metric;
 
@@ -33,9 +35,11 @@ const TOKENS: u32 = 64;
 /// Bytes of the question and the answer together, at most: longer ones would cost more than a title is
 /// worth.
 const CONVERSATION_BYTES: usize = 32 << 10;
+/// Bytes of a model's reply that are read, at most: the title is in its first line.
+const REPLY_BYTES: usize = 4 << 10;
 /// Titles that one replica has written at the same time, at most. Others are dropped.
 const AT_ONCE: usize = 8;
-/// How long a title may take.
+/// How long the host may take for a title.
 const LIMIT: Duration = Duration::from_secs(30);
 /// The time between two looks at the queue while a title is written.
 const LOOK: Duration = Duration::from_millis(200);
@@ -57,6 +61,8 @@ impl TitleWriter {
 enum Dropped {
     /// Others need the slot, or none is free.
     Busy,
+    /// The session has a title that the user or the model gave, or is deleted.
+    Given,
     /// The host failed, or wrote no title.
     Failed,
 }
@@ -101,8 +107,7 @@ impl Generations {
         let (generations, turn) = (self.clone(), Arc::clone(turn));
         spawn_caught("turn", async move {
             let _permit = permit;
-            let titled = timeout(LIMIT, generations.title(&turn, messages)).await;
-            count(match titled.unwrap_or(Err(Dropped::Busy)) {
+            count(match generations.title(&turn, messages).await {
                 Ok(()) => "written",
                 Err(dropped) => dropped.outcome(),
             });
@@ -113,8 +118,11 @@ impl Generations {
         if self.queue.has_waiting() {
             return Err(Dropped::Busy);
         }
-        // The session may have become a user's since the turn was accepted.
-        let owner = self.store.owner_of(turn).await?;
+        // The session may have become a user's since the turn was accepted, or have got a title.
+        let session = self.store.measure(turn.session).await?;
+        let Some(Measured { owner, is_titled: false, .. }) = session else {
+            return Err(Dropped::Given);
+        };
         let generation = GenerationId::random();
         let ticket = capacity::ticket(turn, &owner, &self.source_key);
         let mut lease = self.queue.lease(Ticket { generation, has_text: false, ..ticket });
@@ -122,27 +130,34 @@ impl Generations {
             return Err(Dropped::Busy);
         };
         let host = HostId::new(&grant.host.0);
-        let (title, tokens) = tokio::select! {
-            written = self.write_at(&host, &turn.spec.model, messages) => written?,
-            () = self.anything_waits() => return Err(Dropped::Busy),
-            () = self.stop.cancelled() => return Err(Dropped::Busy),
+        let used = AtomicU64::new(0);
+        let written = tokio::select! {
+            written = self.write_at(&host, &turn.spec.model, messages, &used) => {
+                written.map_err(Dropped::from)
+            }
+            () = self.anything_waits() => Err(Dropped::Busy),
+            () = self.stop.cancelled() => Err(Dropped::Busy),
+            () = sleep(LIMIT) => Err(Dropped::Busy),
         };
         drop(lease);
-        self.limits.count_tokens(&owner, generation, tokens).await;
-        let title = plain(&title);
+        self.limits.count_tokens(&owner, generation, used.into_inner()).await;
+        let title = plain(&written?);
         if title.is_empty() {
             return Err(Dropped::Failed);
         }
         Ok(self.store.entitle(&owner, turn.session, &title).await?)
     }
 
-    /// Returns what the model writes, and the tokens of it and its prompt.
+    /// Returns what the model writes. The tokens of it and its prompt are in `used`, also where this is
+    /// dropped: an estimate then.
     async fn write_at(
         &self,
         host: &HostId,
         model: &str,
         messages: Vec<ChatMessage>,
-    ) -> Result<(String, u64), OllamaError> {
+        used: &AtomicU64,
+    ) -> Result<String, OllamaError> {
+        let prompt_bytes: usize = messages.iter().map(|message| message.content.len()).sum();
         let slot = self.fleet.slot(host, model).await?;
         // Another context window would reload the model.
         let num_ctx = slot.num_ctx().await?.map(|tokens| tokens.min(self.num_ctx_cap));
@@ -158,12 +173,26 @@ impl Generations {
             format: None,
             tools: None,
         };
-        let mut stream = slot.chat(&request).await?;
+        // A host answers when it has evaluated the prompt.
+        used.store((prompt_bytes as u64).div_ceil(BYTES_PER_TOKEN), Ordering::Relaxed);
+        let mut stream = match slot.chat(&request).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                used.store(0, Ordering::Relaxed);
+                return Err(error);
+            }
+        };
         let mut text = String::new();
         while let Some(token) = stream.next().await? {
             text.push_str(&token.content);
+            used.fetch_add(1, Ordering::Relaxed);
+            if text.len() >= REPLY_BYTES {
+                // Dropped, the stream ends the work of a host that does not heed the number of tokens.
+                return Ok(text);
+            }
             if let Some(Done { prompt_eval_count, eval_count, .. }) = token.done {
-                return Ok((text, prompt_eval_count + eval_count));
+                used.store(prompt_eval_count + eval_count, Ordering::Relaxed);
+                return Ok(text);
             }
         }
         Err(OllamaError::Interrupted("no end"))
@@ -182,6 +211,7 @@ impl Dropped {
         match self {
             Self::Busy => "busy",
             Self::Failed => "failed",
+            Self::Given => "given",
         }
     }
 }

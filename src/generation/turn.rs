@@ -82,7 +82,7 @@ pub(super) async fn run(
         if turn.own_conversation().is_some() && !turn.spec.is_kept {
             generations.images.forget(turn.generation);
         }
-        // What is recorded twice, by two writers of the turn, counts once.
+        // An amount that is recorded twice, by two writers of the turn, counts once.
         generations.budget.record(&turn.spec.source, turn.session).await;
     }
     .instrument(span)

@@ -54,7 +54,7 @@ pub(super) struct WriterState {
     inherited: usize,
     /// Whether this writer ever rewound the answer, so that readers may hold other text.
     has_rewound: bool,
-    /// How often the answer has begun anew, after it had text.
+    /// How often the answer has started again, after it had text.
     restarts: u32,
     phase: WriterPhase,
     /// The tag of the event that starts the answer; a repeat of the call carries the same one.
@@ -91,7 +91,7 @@ pub(super) struct Rewind {
     /// Whether readers may hold text beyond the length even where Redis has none, so that the
     /// rewind is published in any case.
     pub(super) published: bool,
-    /// How often the answer has begun anew by now.
+    /// How often the answer has started again by now.
     pub(super) restarts: u32,
 }
 
@@ -117,7 +117,7 @@ pub(super) enum Reply {
 }
 
 impl WriterState {
-    /// Sets how often earlier writers began the answer anew.
+    /// Sets how often earlier writers started the answer again.
     pub(super) fn restarted_before(self, restarts: u32) -> Self {
         Self { restarts, ..self }
     }

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use crate::model_name::ModelName;
 use crate::session::{Message, Role};
 
-/// A question with its answer, which is incomplete where the turn was cancelled or failed. What
-/// follows calls of tools belongs to the question that caused them, so that no prompt has a result
+/// A question with its answer, which is incomplete where the turn was cancelled or failed. A message
+/// that follows calls of tools belongs to the question that caused them, so that no prompt has a result
 /// without its call.
 pub(super) struct PastTurn<'a> {
     /// The messages that a client added before the question, outside of a turn.
@@ -52,6 +52,7 @@ impl<'a> Turns<'a> {
             return Self { past: Vec::new(), open: Vec::new() };
         };
         if question.role == Role::Tool
+            && !begins_turn(question)
             && let Some(start) = turn_of_call(before, question)
         {
             // A user may have asked something else since the call: that is not a part of its turn.
@@ -68,7 +69,8 @@ impl<'a> Turns<'a> {
 
     /// Returns whether the open turn has calls without a result.
     pub(super) fn awaits_results(&self) -> bool {
-        if self.open.last().is_none_or(|question| question.role != Role::Tool) {
+        // A result that came with its call is a question of its own.
+        if self.open.last().is_none_or(|it| it.role != Role::Tool || begins_turn(it)) {
             return false;
         }
         let Some(calling) = self.open.iter().rposition(|message| !message.tool_calls.is_empty())
@@ -83,18 +85,48 @@ impl<'a> Turns<'a> {
     }
 }
 
-/// Whether a turn begins with this message of a conversation.
+/// Returns whether a turn begins with this message of a conversation, whatever is before it: with a
+/// question, which may be a system message, and with the result of a call that came with the same request.
 fn begins_turn(message: &Message) -> bool {
-    message.role == Role::User && !message.is_added
+    match message.role {
+        _ if message.is_added => false,
+        Role::User | Role::System => true,
+        Role::Tool => message.before.iter().any(|before| has_call_of(before, message)),
+        Role::Assistant => false,
+    }
 }
 
-/// Returns where the turn begins that has the call which this result is for.
+/// Returns whether a message has the call that this result is for.
+fn has_call_of(message: &Message, result: &Message) -> bool {
+    let id = result.tool_call_id.as_deref();
+    message.tool_calls.iter().any(|call| Some(&*call.id) == id)
+}
+
+/// Returns where the turn begins that has the call which this result is for. Before the first turn, a client
+/// may have added the call: then it is the first message that was added.
 fn turn_of_call(messages: &[Message], result: &Message) -> Option<usize> {
-    let has_call = |message: &Message| {
-        message.tool_calls.iter().any(|call| Some(&*call.id) == result.tool_call_id.as_deref())
-    };
-    let calling = messages.iter().rposition(has_call)?;
-    messages[..calling].iter().rposition(begins_turn)
+    let calling = messages.iter().rposition(|message| has_call_of(message, result))?;
+    let before = &messages[..=calling];
+    let begun = before[..calling].iter().rposition(begins_turn);
+    begun.or_else(|| before.iter().position(|message| message.is_added))
+}
+
+/// Returns where the turns of these messages begin. The first one may begin with the result of a call that a
+/// client has added. A result whose call is not read belongs to a turn that is not read.
+fn starts(messages: &[Message]) -> Vec<usize> {
+    let mut starts: Vec<usize> = Vec::new();
+    for (at, message) in messages.iter().enumerate() {
+        let answers_added = || {
+            let mut added = messages[..at].iter().filter(|before| before.is_added);
+            message.role == Role::Tool
+                && !message.is_added
+                && added.any(|before| has_call_of(before, message))
+        };
+        if begins_turn(message) || starts.is_empty() && answers_added() {
+            starts.push(at);
+        }
+    }
+    starts
 }
 
 /// The turns before a question.
@@ -107,9 +139,9 @@ pub(super) struct PastTurns<'a> {
 
 /// Returns the turns that have an answer, oldest first. A turn that was cancelled or failed before
 /// its answer had text is left out: its user asks again, and a model that gets two questions in a
-/// row answers the wrong one, or its template refuses them. What was added outside of a turn stays.
+/// row answers the wrong one, or its template refuses them. Messages that were added outside of a turn stay.
 pub(super) fn past_turns(messages: &[Message]) -> PastTurns<'_> {
-    let starts: Vec<usize> = (0..messages.len()).filter(|at| begins_turn(&messages[*at])).collect();
+    let starts = starts(messages);
     let first = starts.first().copied().unwrap_or(messages.len());
     let ends = starts.iter().skip(1).copied().chain([messages.len()]);
     let mut turns = Vec::new();
@@ -148,15 +180,14 @@ pub(super) fn with_those_before<'a>(sent: &[&'a Message]) -> Vec<&'a Message> {
     kept
 }
 
-/// Returns the messages of one turn without answers that have neither text nor calls, and without
-/// results of calls that it does not have. Of two results of one call, the last counts.
+/// Returns the messages of one turn, its first one always, without answers that have neither text nor calls,
+/// and without results of calls that it does not have. Of two results of one call, the last counts.
 fn kept<'a>(turn: impl Iterator<Item = &'a Message>) -> Vec<&'a Message> {
     let mut kept: Vec<&Message> = Vec::new();
     for message in turn {
         match message.role {
-            Role::User => kept.push(message),
-            Role::System if message.is_added => kept.push(message),
-            Role::System => {}
+            _ if kept.is_empty() => kept.push(message),
+            Role::User | Role::System => kept.push(message),
             Role::Assistant => {
                 if !message.tool_calls.is_empty() || !message.content.trim().is_empty() {
                     kept.push(message);
@@ -166,7 +197,10 @@ fn kept<'a>(turn: impl Iterator<Item = &'a Message>) -> Vec<&'a Message> {
                 let Some(id) = message.tool_call_id.as_deref() else { continue };
                 let mut calls = kept.iter().flat_map(|before| &before.tool_calls);
                 if calls.any(|call| call.id == id) {
-                    kept.retain(|before| before.tool_call_id.as_deref() != Some(id));
+                    let is_other = |before: &Message| before.tool_call_id.as_deref() != Some(id);
+                    // What came before the first message with its request goes with it.
+                    let first = kept[0];
+                    kept.retain(|before| std::ptr::eq(*before, first) || is_other(before));
                     kept.push(message);
                 }
             }
@@ -266,6 +300,74 @@ mod tests {
         assert_eq!(contents(&turns.open), ["by the way", "two"]);
         let only_added = Turns::of(&messages[..4]);
         assert_eq!(contents(&only_added.open), ["rules", "example", "shown", "failed"]);
+    }
+
+    #[test]
+    fn a_turn_that_a_system_message_asks_stays_in_later_prompts_with_what_came_before_it() {
+        let rule =
+            Message { before: vec![said(Role::User, "one")], ..said(Role::System, "briefly") };
+        let messages = [
+            said(Role::User, "zero"),
+            said(Role::Assistant, "none"),
+            rule,
+            said(Role::Assistant, "first"),
+            said(Role::System, "failed"),
+            said(Role::Assistant, ""),
+            said(Role::User, "two"),
+        ];
+        let turns = Turns::of(&messages);
+        assert_eq!(turns.past.len(), 2);
+        let all = turns.past.iter().flat_map(PastTurn::messages).chain(turns.open.iter().copied());
+        let all = with_those_before(&all.collect::<Vec<_>>());
+        assert_eq!(contents(&all), ["zero", "none", "one", "briefly", "first", "two"]);
+    }
+
+    #[test]
+    fn a_turn_that_answers_a_call_of_its_own_request_or_one_that_was_added_stays_in_later_prompts()
+    {
+        let own = Message { before: vec![said(Role::User, "one"), called(&["1"])], ..result("1") };
+        let messages = [
+            said(Role::User, "zero"),
+            said(Role::Assistant, "none"),
+            own,
+            said(Role::Assistant, "first"),
+            said(Role::User, "two"),
+        ];
+        let wanted = ["zero", "none", "one", "", "1", "first", "two"];
+        for (given, wanted) in [(&messages[..], &wanted[..]), (&messages[..3], &wanted[..5])] {
+            let turns = Turns::of(given);
+            assert!(!turns.awaits_results());
+            let all = turns.past.iter().flat_map(PastTurn::messages);
+            let all = all.chain(turns.open.iter().copied());
+            assert_eq!(contents(&with_those_before(&all.collect::<Vec<_>>())), wanted);
+        }
+        let call = Message { is_added: true, ..called(&["1", "2"]) };
+        let messages = [
+            added(Role::User, "one"),
+            call,
+            Message { before: vec![result("2")], ..result("1") },
+            said(Role::Assistant, "first"),
+            called(&["3"]),
+            result("3"),
+            said(Role::Assistant, "second"),
+            said(Role::User, "two"),
+        ];
+        let wanted = ["one", "", "2", "1", "first", "", "3", "second", "two"];
+        for (given, wanted) in [
+            (&messages[..], &wanted[..]),
+            (&messages[..6], &wanted[..7]),
+            (&messages[..3], &wanted[..4]),
+        ] {
+            let turns = Turns::of(given);
+            assert!(!turns.awaits_results(), "{wanted:?}");
+            let all = turns.past.iter().flat_map(PastTurn::messages);
+            let all = all.chain(turns.open.iter().copied());
+            assert_eq!(contents(&with_those_before(&all.collect::<Vec<_>>())), wanted);
+        }
+        // The turn of a result whose call is not read is not read either.
+        let cut = [result("9"), said(Role::Assistant, "rest"), said(Role::User, "two")];
+        let turns = Turns::of(&cut);
+        assert_eq!((turns.past.len(), contents(&turns.open)), (0, vec!["two"]));
     }
 
     #[test]

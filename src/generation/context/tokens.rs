@@ -59,7 +59,7 @@ impl TokenEstimate {
             let sent: Vec<&Message> = earlier.chain(turn.before_answer()).collect();
             let has_image = |message: &Message| !message.images.is_empty();
             if sent.iter().any(|it| has_image(it) || it.before.iter().any(has_image)) {
-                // What their images cost is not known, so the count says nothing of the text.
+                // The cost of their images is not known, so the count says nothing of the text.
                 return None;
             }
             let bytes = sent.iter().map(|message| text_bytes(message)).sum::<usize>() + system;

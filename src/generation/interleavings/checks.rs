@@ -106,7 +106,7 @@ impl World<'_> {
         }
         // Two faults at once: a failover lost the whole session with the claim, and the user sent a
         // turn before a holder that had not heard of the claim restored its own.
-        if turn.anonymous && self.begun_anew {
+        if turn.anonymous && self.started_again {
             return true;
         }
         // A failover lost a turn whose acceptance the client did not get: the client repeats it.

@@ -5,8 +5,8 @@
 //! are simulated. Each writer writes its own alphabet, so that mixed, doubled or lost text of two
 //! writers is noticed.
 //!
-//! Two faults at once are not all covered by the promises (ARCHITECTURE.md, "What fails, and what
-//! repairs it"). [`World::check`] excludes these cases one by one, each with its reason, and checks
+//! Two faults at once are not all covered by the promises (ARCHITECTURE.md, "Faults and
+//! repairs"). [`World::check`] excludes these cases one by one, each with its reason, and checks
 //! everything else.
 
 mod checks;

@@ -77,8 +77,8 @@ pub(super) struct World<'a> {
     pub(super) submissions: Vec<SubmittedTurn>,
     pub(super) client: Client,
     pub(super) failovers: usize,
-    /// Whether a failover lost the session with its claim, and the user began it anew.
-    pub(super) begun_anew: bool,
+    /// Whether a failover lost the session with its claim, and the user created it again.
+    pub(super) started_again: bool,
     copies: Vec<SentCopy>,
     redos: Vec<Redo>,
     /// The redos that were not applied since the last failover.
@@ -100,7 +100,7 @@ impl<'a> World<'a> {
             submissions: Vec::new(),
             client: Client::new(),
             failovers: 0,
-            begun_anew: false,
+            started_again: false,
             copies: Vec::new(),
             redos: Vec::new(),
             pending: Vec::new(),
@@ -253,7 +253,7 @@ impl<'a> World<'a> {
         let proposal = Proposal::new(&self.owner, self.session, new);
         let was_there = self.redis.cli(&["EXISTS", &channel(self.session)]).trim() == "1";
         let Ok(accepted) = self.stores[by].accept(&proposal).await else { return };
-        self.begun_anew |= self.owner != Owner::Anonymous && !was_there;
+        self.started_again |= self.owner != Owner::Anonymous && !was_there;
         let first_of_key = self.submissions.iter().find(|turn| turn.key == key && key.is_some());
         let (turn, began) = match accepted {
             Acceptance::New { turn, began, .. } => (turn, began),
@@ -377,8 +377,8 @@ impl<'a> World<'a> {
         self.hold_claimed(replica, turn, is_running).await;
     }
 
-    /// Replica 0 restores in the place of dead replicas what only their copies may have.
-    async fn adopt(&mut self) {
+    /// Restores at replica 0, on behalf of dead replicas, what only their copies may have.
+    async fn restore(&mut self) {
         let alive = self.alive;
         let copies = std::mem::take(&mut self.copies);
         let (copies, left) = copies.into_iter().partition(|copy: &SentCopy| !alive[copy.sender]);
@@ -392,12 +392,12 @@ impl<'a> World<'a> {
         };
         let open: Vec<SentCopy> = open.into_iter().filter(is_open).collect();
         for SentCopy { turn, end, .. } in ended {
-            let turn = Arc::new(turn.adopt().expect("a copy"));
+            let turn = Arc::new(turn.restore().expect("a copy"));
             let Some((text, end)) = end else { continue };
             self.holders.push(Holder::of_end(0, turn, text, end));
         }
         for SentCopy { turn, .. } in open {
-            let turn = Arc::new(turn.adopt().expect("a copy"));
+            let turn = Arc::new(turn.restore().expect("a copy"));
             if self.stores[0].open_turn(&turn).await.expect("the open turns").is_some() {
                 // It is claimed as every other turn is.
                 continue;
@@ -422,7 +422,7 @@ impl<'a> World<'a> {
 
     async fn take_over(&mut self, by: usize, suspicion: bool) {
         if by == 0 {
-            self.adopt().await;
+            self.restore().await;
         }
         let open = self.stores[by].open_turns(bucket(self.session)).await;
         let mut open = open.expect("the open turns");

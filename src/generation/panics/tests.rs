@@ -217,7 +217,7 @@ async fn a_turn_that_is_accepted_after_its_client_got_an_error_uses_its_permit_u
     let refused = world.generations.submit(&alice(), session, new.clone(), &mut permit).await;
     assert!(matches!(refused, Err(SubmitError::Store(StoreError::Redis(_)))), "{refused:?}");
     world.redis.resume();
-    // What is left of the permit is given back, as for every turn that is refused.
+    // The rest of the permit is given back, as for every turn that is refused.
     if let Some(permit) = permit {
         permit.give_back().await;
     }
@@ -225,7 +225,7 @@ async fn a_turn_that_is_accepted_after_its_client_got_an_error_uses_its_permit_u
         async || world.generations.repeated(&alice(), session, &new).await.ok().flatten().is_some();
     assert!(eventually(LIMIT, found).await, "not accepted");
     let ended = eventually(LIMIT, async || world.generations.running().is_empty());
-    assert!(ended.await, "the turn runs for ever");
+    assert!(ended.await, "the turn runs forever");
     assert_eq!(used().await, 1);
 }
 
