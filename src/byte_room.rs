@@ -117,7 +117,7 @@ impl Shares {
             return share;
         }
         if shares.len() >= SHARES_KEPT {
-            // Whoever takes room or waits for it holds the share.
+            // Every permit and every waiting caller holds the share.
             shares.retain(|_, share| share.strong_count() > 0);
         }
         let share = Arc::new(Semaphore::new(self.permits));

@@ -26,7 +26,7 @@ pub const CODES: &[ErrorCode] = &[
     code(
         "answer_restarted",
         409,
-        "the answer began anew behind the event that the client has: stream it from its beginning",
+        "the answer started again behind the event that the client has: stream it from its beginning",
     ),
     code("binary_message", 0, "a binary frame: send text"),
     code(
@@ -63,6 +63,7 @@ pub const CODES: &[ErrorCode] = &[
     code("host_not_allowed", 403, "the Host header is not in the list of allowed hosts"),
     code("idempotency_key_reused", 422, "the key was used for another request"),
     code("image_lost", 502, "an image of the message is no longer stored: send the message again"),
+    code("image_not_found", 404, "the session has no such image"),
     code("import_invalid", 422, "a line of the import is not valid; `errors` names it"),
     code("internal", 500, "a fault of the service"),
     code("issuer_unavailable", 503, "the keys of the token's issuer cannot be read"),
@@ -89,7 +90,7 @@ pub const CODES: &[ErrorCode] = &[
         429,
         "the caller has used its tokens or sessions of a day: retry later; or as much is stored for it as there may be: delete sessions",
     ),
-    code("rate_limited", 429, "the caller or its address has as much as it may have: retry later"),
+    code("rate_limited", 429, "the caller or its address has used its limit: retry later"),
     code("repetition", 502, "the model only repeated itself"),
     code(
         "reply_too_large",

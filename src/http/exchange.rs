@@ -420,7 +420,7 @@ impl HttpBody for SentBody {
         is_rest_empty && self.body.is_end_stream()
     }
 
-    /// The size of the whole body: hyper asks before the first frame.
+    /// Returns the size of the whole body: hyper asks before the first frame.
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }

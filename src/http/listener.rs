@@ -92,7 +92,7 @@ pub struct ClientLimits {
     pub heartbeat: Duration,
     /// Connections at a time. On further ones only health probes are answered.
     pub connections: usize,
-    /// Connections of health probes beside those.
+    /// Connections of health probes in addition to those.
     pub probes: usize,
     /// Whether clients may use HTTP/2.
     pub http_2: bool,
@@ -207,7 +207,7 @@ async fn answer_probe(
                 return exchange::handle(router, room, request, address, client).await;
             }
             client.set_unread();
-            let detail = "This replica has as many connections as it may have; retry after 5 s.";
+            let detail = "This replica has its largest number of connections; retry after 5 s.";
             let refused = Problem::unavailable("too_many_connections", detail, 5);
             Ok(headers::secured(request.uri().path(), refused.into_response()))
         }
@@ -318,7 +318,7 @@ impl TimedStream {
                 into.put_slice(PREFACE);
                 self.frames = Some(Box::new(FrameBudget::new(self.client.begin_http_2())));
             }
-            // What was read looks like an end of the stream before the first request.
+            // The bytes that were read look like an end of the stream before the first request.
             HttpProtocol::Http2 => self.refusal = HTTP_2_REFUSAL,
         }
         Poll::Ready(Ok(()))

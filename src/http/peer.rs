@@ -305,7 +305,7 @@ pub struct OrderlyClose {
 }
 
 impl OrderlyClose {
-    /// Whether the close has begun.
+    /// Returns whether the close has begun.
     pub fn has_begun(&self) -> bool {
         self.is_writing_ended
     }
@@ -376,6 +376,14 @@ impl LastByte {
     /// Resolves once the client has sent its last byte.
     pub async fn received(&self) {
         self.0.cancelled().await;
+    }
+
+    /// Resolves as [`LastByte::received`] does, and never where that was handled already.
+    pub async fn received_of(last_byte: Option<Self>) {
+        match last_byte {
+            Some(last_byte) => last_byte.received().await,
+            None => pending().await,
+        }
     }
 }
 

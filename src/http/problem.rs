@@ -111,15 +111,21 @@ impl Problem {
         Self::unavailable("draining", "This replica is being replaced; send the request again.", 1)
     }
 
-    /// The problem of a message that the session does not have, or not on the selected branch.
+    /// Returns the error of a message that the session does not have, or not on the selected branch.
     pub fn message_not_found() -> Self {
-        let detail = "there is no such message in this session";
+        let detail = "This session has no such message; read its history.";
         Self::new(StatusCode::NOT_FOUND, "message_not_found", detail)
+    }
+
+    /// Returns the error of an image that the session does not have.
+    pub fn image_not_found() -> Self {
+        let detail = "This session has no such image; its messages name those that it has.";
+        Self::new(StatusCode::NOT_FOUND, "image_not_found", detail)
     }
 
     /// Returns the error of a generation that is unknown, or whose answer is no longer stored.
     pub fn generation_not_found() -> Self {
-        let detail = "This session has no such generation, or its answer is not kept any more.";
+        let detail = "This session has no such generation, or its answer is no longer kept.";
         Self::new(StatusCode::NOT_FOUND, "generation_not_found", detail)
     }
 

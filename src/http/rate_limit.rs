@@ -9,7 +9,7 @@ use crate::limits::{LimitKind, Standing};
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// The state of limits that a response shows beside those of its request, as an extension of the
+/// The state of limits that a response shows in addition to those of its request, as an extension of the
 /// response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standings(pub Vec<Standing>);

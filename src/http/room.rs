@@ -1,17 +1,18 @@
 //! The room for what clients leave unfinished: bodies that have not arrived whole, and replies that
 //! are not read yet, of all connections of the process together.
 
+use std::fmt;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use hyper::body::{Frame, SizeHint};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http_body_util::BodyExt;
 
 use crate::byte_room::{ByteRoom, ClientRoom};
 use crate::http::extract::caller::ClientSources;
@@ -77,7 +78,7 @@ pub struct WholeBodyRoom(Arc<BodyRoomState>);
 struct BodyRoomState {
     is_taken: AtomicBool,
     /// What the connection took for a body that has arrived whole.
-    kept: Mutex<Option<RoomPermit>>,
+    kept: HandedRoom,
 }
 
 impl WholeBodyRoom {
@@ -95,25 +96,33 @@ impl WholeBodyRoom {
     /// Keeps what the connection took, until the last clone is dropped: a handler that parses the body
     /// keeps one as long.
     pub fn keep(&self, permit: RoomPermit) {
-        *self.0.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(permit);
+        self.0.kept.put(Some(permit));
     }
 }
 
-/// The room that was reserved for the reply of a request, before the request is handled. A handler hands it
-/// to its stream, where the reply is one: a request that holds room while it waits for more could wait for
-/// others that do the same.
+/// Room that one side took, and that another takes over. Clones share it. The room of a reply is reserved
+/// before its request is handled, and the handler of a stream takes it over: a request that holds room while
+/// it waits for more could wait for others that do the same.
 #[derive(Clone, Debug, Default)]
-pub struct ReservedReply(Arc<Mutex<Option<RoomPermit>>>);
+pub struct HandedRoom(Arc<Mutex<Option<RoomPermit>>>);
 
-impl ReservedReply {
-    /// Keeps what was reserved.
-    pub fn new(permit: Option<RoomPermit>) -> Self {
-        Self(Arc::new(Mutex::new(permit)))
+impl HandedRoom {
+    /// Hands over what was taken, instead of what nobody has taken over.
+    pub fn put(&self, room: Option<RoomPermit>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = room;
     }
 
-    /// Returns what was reserved, where it was not taken yet.
+    /// Returns what was handed over, where nobody has taken it yet.
     pub fn take(&self) -> Option<RoomPermit> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Returns a body each of whose large frames keeps what was handed over for it.
+    pub fn held_by(self, body: Body) -> Body {
+        let hold = move |data: Bytes| {
+            if data.len() > FREE_PART { hold(data, self.take()) } else { data }
+        };
+        Body::new(body.map_frame(move |frame| frame.map_data(&hold)))
     }
 }
 
@@ -143,7 +152,22 @@ pub fn hold(bytes: Bytes, permit: Option<RoomPermit>) -> Bytes {
 #[derive(Debug)]
 pub struct OutputRoom {
     of_client: ClientRoom,
+    /// How long room is waited for.
+    limit: Duration,
     kept: Option<RoomPermit>,
+    /// Room that is waited for: a call that is dropped keeps its place.
+    awaited: Option<AwaitedRoom>,
+}
+
+struct AwaitedRoom {
+    bytes: usize,
+    taken: BoxFuture<'static, Option<RoomPermit>>,
+}
+
+impl fmt::Debug for AwaitedRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AwaitedRoom").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
 }
 
 /// There is no room for what a stream or a socket sends.
@@ -151,9 +175,16 @@ pub struct OutputRoom {
 pub struct NoRoom;
 
 impl OutputRoom {
-    /// Creates the room of a stream or a socket, of which nothing is taken.
+    /// Creates the room of a stream or a socket, of which nothing is taken. It waits for [`ROOM_LIMIT`].
     pub fn new(room: &ConnectionRoom, network: Option<ShareKey>) -> Self {
-        Self { of_client: ClientRoom::new(room.room.clone(), network), kept: None }
+        let of_client = ClientRoom::new(room.room.clone(), network);
+        Self { of_client, limit: ROOM_LIMIT, kept: None, awaited: None }
+    }
+
+    /// Waits for room for so long.
+    #[must_use]
+    pub fn with_limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// Returns the room of what the reader of a session keeps.
@@ -161,20 +192,29 @@ impl OutputRoom {
         self.of_client.clone()
     }
 
-    /// Waits for the room of a part of so many bytes, before it is made.
+    /// Waits for the room of a part of so many bytes, before it is made. Cancel-safe: a call with the same
+    /// bytes goes on waiting.
     ///
     /// # Errors
-    /// Where there is none within [`ROOM_LIMIT`].
-    pub async fn part(&self, bytes: usize) -> Result<Option<RoomPermit>, NoRoom> {
+    /// Where there is none in time.
+    pub async fn part(&mut self, bytes: usize) -> Result<Option<RoomPermit>, NoRoom> {
         if bytes <= FREE_PART {
             return Ok(None);
         }
-        self.of_client.take(bytes, ROOM_LIMIT).await.map(Some).ok_or(NoRoom)
+        // More than it can ever have counts as all of it.
+        let kept = self.kept.as_ref().map_or(0, RoomPermit::bytes);
+        self.taken(bytes.min(self.of_client.most().saturating_sub(kept))).await.map(Some)
     }
 
-    /// Returns whether so many bytes that are kept need more room than was taken for them.
-    pub fn lacks(&self, bytes: usize) -> bool {
-        bytes > FREE_BYTES && self.kept.as_ref().is_none_or(|kept| kept.bytes() < bytes)
+    /// Waits for the room of what a stream will keep, before it begins, where that needs any.
+    ///
+    /// # Errors
+    /// Where there is none in time.
+    pub async fn reserve(&mut self, bytes: usize) -> Result<Option<RoomPermit>, NoRoom> {
+        if bytes <= FREE_BYTES {
+            return Ok(None);
+        }
+        self.taken(bytes.next_multiple_of(FREE_BYTES) + FREE_BYTES).await.map(Some)
     }
 
     /// Keeps so much of what was reserved for a reply as these bytes need, and gives back the rest.
@@ -185,79 +225,61 @@ impl OutputRoom {
     }
 
     /// Waits for the room of so many bytes that are kept as long as this is. It is taken in steps.
+    /// Cancel-safe: a call with the same bytes goes on waiting.
     ///
     /// # Errors
-    /// Where there is none within [`ROOM_LIMIT`].
+    /// Where there is none in time.
     pub async fn keep(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        let bytes = bytes.min(self.of_client.most());
-        if !self.lacks(bytes) {
-            return Ok(());
+        let missing = self.missing(bytes);
+        if missing > 0 {
+            let more = self.taken(missing).await?;
+            self.add(more);
         }
-        let has = self.kept.as_ref().map_or(0, RoomPermit::bytes);
-        let wanted = (bytes - has).next_multiple_of(FREE_BYTES);
-        let more = self.of_client.take(wanted, ROOM_LIMIT).await.ok_or(NoRoom)?;
+        Ok(())
+    }
+
+    /// Takes the room of so many bytes that are kept, where it is free.
+    pub fn keep_if_free(&mut self, bytes: usize) {
+        let missing = self.missing(bytes);
+        if missing > 0
+            && let Some(more) = self.of_client.try_take(missing)
+        {
+            self.add(more);
+        }
+    }
+
+    /// Returns how much room is to be taken for so many bytes that are kept.
+    fn missing(&self, bytes: usize) -> usize {
+        let bytes = bytes.min(self.of_client.most());
+        let kept = self.kept.as_ref().map_or(0, RoomPermit::bytes);
+        if bytes <= FREE_BYTES.max(kept) { 0 } else { (bytes - kept).next_multiple_of(FREE_BYTES) }
+    }
+
+    fn add(&mut self, more: RoomPermit) {
         match &mut self.kept {
             Some(kept) => kept.merge(more),
             None => self.kept = Some(more),
         }
-        Ok(())
+    }
+
+    async fn taken(&mut self, bytes: usize) -> Result<RoomPermit, NoRoom> {
+        let awaited = match &mut self.awaited {
+            Some(awaited) if awaited.bytes == bytes => awaited,
+            other => {
+                let (room, limit) = (self.of_client.clone(), self.limit);
+                let taken = async move { room.take(bytes, limit).await }.boxed();
+                other.insert(AwaitedRoom { bytes, taken })
+            }
+        };
+        let taken = (&mut awaited.taken).await;
+        self.awaited = None;
+        taken.ok_or(NoRoom)
     }
 }
 
 impl From<NoRoom> for Problem {
     fn from(NoRoom: NoRoom) -> Self {
         no_room()
-    }
-}
-
-/// The room of the frame that a stream hands over next, where a library between makes the frames.
-#[derive(Clone, Debug, Default)]
-pub struct HandedRoom(Arc<Mutex<Option<RoomPermit>>>);
-
-impl HandedRoom {
-    /// Hands over the room of the next frame, where it has any.
-    pub fn put(&self, room: Option<RoomPermit>) {
-        if room.is_some() {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = room;
-        }
-    }
-
-    /// Returns a body whose frames keep what is handed over.
-    pub fn held_by(self, body: Body) -> Body {
-        Body::new(HandedBody { body, handed: self })
-    }
-
-    fn take(&self) -> Option<RoomPermit> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-struct HandedBody {
-    body: Body,
-    handed: HandedRoom,
-}
-
-impl HttpBody for HandedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let held = |data: Bytes| {
-            if data.len() > FREE_PART { hold(data, self.handed.take()) } else { data }
-        };
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(held))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -299,16 +321,18 @@ mod tests {
         let soon = Duration::from_millis(50);
         let room = ConnectionRoom::new(1, ClientSources::default());
         let mut output = OutputRoom::new(&room, None);
-        assert!(!output.lacks(FREE_BYTES) && output.keep(FREE_BYTES).await.is_ok());
+        assert!(output.missing(FREE_BYTES) == 0 && output.keep(FREE_BYTES).await.is_ok());
         assert!(output.part(FREE_PART).await.is_ok_and(|permit| permit.is_none()));
         output.keep(FREE_BYTES + 1).await.expect("room");
-        assert!(!output.lacks(2 * FREE_BYTES), "it is taken in steps");
+        assert_eq!(output.missing(2 * FREE_BYTES), 0, "it is taken in steps");
         output.keep(500 << 10).await.expect("room");
         let part = output.part(500 << 10).await.expect("room");
         assert!(part.is_some());
-        let other = OutputRoom::new(&room, None);
+        let mut other = OutputRoom::new(&room, None);
         assert!(timeout(soon, other.part(100 << 10)).await.is_err());
         assert!(timeout(soon, output.keep(700 << 10)).await.is_err());
+        output.keep_if_free(700 << 10);
+        assert!(output.missing(700 << 10) > 0, "it goes on without");
         drop((part, output));
         assert!(other.part(1 << 20).await.is_ok(), "it does not come back");
         let mut all = OutputRoom::new(&room, None);
@@ -316,9 +340,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_waits_for_room_keeps_its_place_where_the_call_is_dropped() {
+        let soon = Duration::from_millis(50);
+        let room = ConnectionRoom::new(1, ClientSources::default());
+        let all = room.take(None, 1 << 20).await.expect("room");
+        let mut first = OutputRoom::new(&room, None);
+        assert!(timeout(soon, first.part(600 << 10)).await.is_err());
+        let mut second = OutputRoom::new(&room, None);
+        assert!(timeout(soon, second.part(500 << 10)).await.is_err());
+        drop(all);
+        assert!(timeout(soon, second.part(500 << 10)).await.is_err(), "the first one is before it");
+        let part = first.part(600 << 10).await.expect("room");
+        assert!(timeout(soon, second.part(500 << 10)).await.is_err());
+        drop(part);
+        assert!(second.part(500 << 10).await.is_ok());
+        let mut limited = OutputRoom::new(&room, None).with_limit(soon);
+        let _all = room.take(None, 1 << 20).await.expect("room");
+        assert_eq!(limited.keep(500 << 10).await, Err(NoRoom));
+    }
+
+    #[tokio::test]
+    async fn a_part_that_has_room_beside_what_its_stream_keeps_counts_as_all_of_that() {
+        let room = ConnectionRoom::new(1, ClientSources::default());
+        let mut output = OutputRoom::new(&room, None).with_limit(Duration::from_millis(50));
+        output.keep(700 << 10).await.expect("room");
+        assert!(output.part(700 << 10).await.is_ok());
+    }
+
+    #[tokio::test]
     async fn a_frame_that_a_library_makes_keeps_the_room_that_was_handed_over_for_it() {
         let room = ConnectionRoom::new(1, ClientSources::default());
-        let output = OutputRoom::new(&room, None);
+        let mut output = OutputRoom::new(&room, None);
         let handed = HandedRoom::default();
         let frames = [vec![0; 8], vec![0; 1 << 20], vec![0; 8]].map(Ok::<_, Infallible>);
         let body = handed.clone().held_by(Body::from_stream(stream::iter(frames)));

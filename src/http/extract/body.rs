@@ -25,7 +25,7 @@ const BODY_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimit(pub usize);
 
-/// What a handler reads of a body.
+/// A type that is read from a body for a handler.
 pub trait ReadBody: Sized + Send + 'static {
     /// Reads the fields of a body.
     ///
@@ -95,7 +95,7 @@ pub fn parse_object(body: Bytes) -> Result<Object, Problem> {
 pub async fn whole_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     check_encoding(request.headers())?;
     tokio::time::timeout(BODY_LIMIT, read_body(request, limit)).await.map_err(|_| {
-        let detail = "the body did not arrive in time";
+        let detail = "The body did not arrive in time; send it again.";
         Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
     })?
 }
@@ -114,8 +114,8 @@ pub fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
     if codings.into_iter().all(plain) {
         return Ok(());
     }
-    let detail = "the body is compressed; send JSON in UTF-8 as it is, without a Content-Encoding \
-        or with identity";
+    let detail = "The body is compressed; send JSON in UTF-8 as it is, without a Content-Encoding \
+        or with identity.";
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding_not_supported", detail))
 }
 
@@ -123,7 +123,7 @@ pub fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     let large = || {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
-        let detail = format!("the body is larger than {limit} bytes; send less");
+        let detail = format!("The body is larger than {limit} bytes; send less.");
         Problem::new(status, "body_too_large", detail)
     };
     if request.body().size_hint().lower() > limit as u64 {
@@ -137,7 +137,8 @@ async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
             if is_without_room(&error) {
                 return no_room();
             }
-            Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off")
+            let detail = "The body broke off; send it again.";
+            Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", detail)
         })?;
         if body.len() + chunk.len() > limit {
             return Err(large());

@@ -88,7 +88,7 @@ impl TrustedProxies {
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let (mut address, mut is_forwarded) = (peer.to_canonical(), false);
         let values = headers.get_all("x-forwarded-for").iter().rev();
-        // Each proxy appends the address that connected to it. What stands to the left of the first
+        // Each proxy appends the address that connected to it. The part to the left of the first
         // address that is not trusted is the client's own claim.
         for hop in values.flat_map(|value| value.to_str().unwrap_or("?").rsplit(',')) {
             if !self.has(address) {

@@ -120,7 +120,8 @@ impl<'a> Fields<'a> {
             return "";
         }
         let text = self.text(field, longest).unwrap_or("-");
-        if text.trim().is_empty() {
+        // What is blank by Unicode, and to the patterns of the API's description.
+        if text.chars().all(|it| it.is_whitespace() || it == '\u{feff}') {
             self.refuse(field, "string_too_short", "must not be blank");
         }
         text

@@ -1,5 +1,5 @@
 //! Parses the JSON object of a client, field by field: a field is parsed where it is read. So one that
-//! nobody reads costs no memory beside its text, and one that is unreadable affects no other.
+//! nobody reads costs no memory in addition to its text, and one that is unreadable affects no other.
 
 use std::collections::BTreeMap;
 use std::fmt;

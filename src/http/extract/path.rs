@@ -14,8 +14,10 @@ impl<S: Send + Sync> FromRequestParts<S> for SessionPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let id = Path::<String>::from_request_parts(parts, state).await.ok();
-        let session: Option<SessionId> = id.and_then(|Path(id)| id.parse().ok());
+        let fields = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok();
+        let mut fields = fields.into_iter().flat_map(|Path(fields)| fields);
+        let id = fields.find(|(name, _)| name == "session_id");
+        let session: Option<SessionId> = id.and_then(|(_, id)| id.parse().ok());
         let refused =
             |kind, msg| Problem::from(vec![FieldError::new("path", "session_id", kind, msg)]);
         let session = session.ok_or_else(|| refused("uuid_parsing", "must be a UUID"))?;

@@ -7,7 +7,7 @@ use axum::response::Response;
 
 use crate::lifecycle::{Lifecycle, Phase};
 
-/// The header by which a load balancer requests another status in place of 503 from a replica that
+/// The header by which a load balancer requests another status instead of 503 from a replica that
 /// starts or drains. A balancer such as nginx retries by the status alone, and a 503 of a replica that
 /// serves (the queue is full) would be the same on every other replica.
 const NOT_SERVING_STATUS: HeaderName = HeaderName::from_static("x-jarvis-not-serving");

@@ -45,8 +45,8 @@ fn check_host(allowed: &AllowedHosts, headers: &HeaderMap, uri: &Uri) -> Result<
     if is_allowed {
         return Ok(());
     }
-    let detail = "this service is not known by this Host; its operator can list it in \
-        JARVIS_ALLOWED_HOSTS (--allowed-hosts)";
+    let detail = "This service is not known by this Host; its operator can list it in \
+        JARVIS_ALLOWED_HOSTS (--allowed-hosts).";
     Err(Problem::new(StatusCode::FORBIDDEN, "host_not_allowed", detail))
 }
 

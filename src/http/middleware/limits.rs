@@ -90,7 +90,7 @@ pub(super) async fn check(
     request.extensions_mut().insert(LimitedCaller(subject));
     request.extensions_mut().insert(admitted.clone());
     let response = next.run(request).await;
-    // What no handler took, because an extractor before it refused the request, is given back.
+    // An amount that no handler took, because an extractor before it refused the request, is given back.
     drop(admitted.with(std::mem::take));
     let standings = match given_back {
         Some(given_back) => given_back.apply(standings),

@@ -36,7 +36,7 @@ pub use sign_in::{identify, refuse};
 /// The web origins that may call the service, and the names of its hosts.
 #[derive(Clone, Debug, Default)]
 pub struct AllowLists {
-    /// The web origins beside the service's own, in the form of
+    /// The web origins in addition to the service's own, in the form of
     /// [`crate::config::origins::listed_origin`].
     pub origins: Vec<String>,
     /// The names that the Host header may have.
@@ -83,7 +83,7 @@ pub fn stack(
     outer(inner, lists, lifecycle, rules.dialect)
 }
 
-/// The layers that every request passes first.
+/// Returns the layers that every request passes first.
 fn outer(
     inner: Router,
     lists: Arc<AllowLists>,

@@ -94,8 +94,8 @@ fn check_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     };
     let cross_site = headers.get(FETCH_SITE).is_some_and(|site| site == "cross-site");
     if foreign || cross_site {
-        let detail = "this origin may not call this service; its operator can list it in \
-            JARVIS_ALLOWED_ORIGINS (--allowed-origins)";
+        let detail = "This origin may not call this service; its operator can list it in \
+            JARVIS_ALLOWED_ORIGINS (--allowed-origins).";
         return Err(Problem::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail));
     }
     Ok(())

@@ -8,9 +8,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::public::is_public;
-use crate::http::room::{
-    ConnectionRoom, REPLY_BYTES, ReservedReply, TakenRoom, large_size, no_room,
-};
+use crate::http::room::{ConnectionRoom, HandedRoom, REPLY_BYTES, TakenRoom, large_size, no_room};
 use crate::limits::RequestKind;
 
 /// The one reply that is large, belongs to no caller, and is made for each request.
@@ -26,7 +24,8 @@ pub(super) struct RoomLayer {
 }
 
 /// Reserves room for the largest page before a request that only reads is handled, and takes what its reply
-/// needs beyond that once it is made; for every other reply it takes room for its real size. A small reply, a stream and a file of `/docs` hold none.
+/// needs beyond that once it is made; for every other reply it takes room for its real size. A small reply, a
+/// stream and a file of `/docs` hold none.
 pub(super) async fn reserve(
     State(RoomLayer { room, kind }): State<RoomLayer>,
     mut request: Request,
@@ -39,15 +38,13 @@ pub(super) async fn reserve(
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     let network = peer.and_then(|peer| room.network(peer, request.headers()));
     let is_read = matches!(*method, Method::GET | Method::HEAD);
-    let reserved = if is_read && kind(method, path) != RequestKind::Socket {
+    let reserved = HandedRoom::default();
+    if is_read && kind(method, path) != RequestKind::Socket {
         match room.take(network, REPLY_BYTES).await {
-            Some(reserved) => Some(reserved),
             None => return no_room().into_response(),
+            room => reserved.put(room),
         }
-    } else {
-        None
-    };
-    let reserved = ReservedReply::new(reserved);
+    }
     request.extensions_mut().insert(reserved.clone());
     let mut response = next.run(request).await;
     let reserved = reserved.take();
