@@ -60,8 +60,21 @@ impl OwnTurn {
         Ok(Self { session, kind, key, is_by_proxy: idempotency::is_by_proxy(headers) })
     }
 
-    /// Submits the turn. Without an idempotency key of its client it is cancelled when the client goes
-    /// away, because the client could not find its answer again, unless it runs in the background.
+    /// Checks the turn before what is left of the conversation that it goes on with is read. Returns the
+    /// right to submit it.
+    ///
+    /// # Errors
+    /// Why it would not be accepted.
+    pub async fn check_early(
+        &self,
+        shared: &Shared,
+        permit: TurnPermit,
+        turn: &NewTurn,
+    ) -> Result<TurnPermit, Problem> {
+        Ok(follow::check_early(&shared.generations, permit, self.session, turn).await?)
+    }
+
+    /// Submits a question, as [`OwnTurn::submit_turn`] does.
     ///
     /// # Errors
     /// Why it was not accepted.
@@ -71,25 +84,82 @@ impl OwnTurn {
         permit: TurnPermit,
         asked: OwnQuestion,
     ) -> Result<AcceptedTurn, Problem> {
-        let Self { session, kind, key, is_by_proxy } = self;
-        let OwnQuestion { spec, conversation, mut question, images, digest, is_background } = asked;
+        let is_background = asked.is_background;
+        let turn = self.turn(&permit, asked);
+        self.submit_turn(shared, permit, turn, is_background).await
+    }
+
+    /// Submits the turn. Without an idempotency key of its client it is cancelled when the client goes
+    /// away, because the client could not find its answer again, unless it runs in the background.
+    ///
+    /// # Errors
+    /// Why it was not accepted.
+    pub async fn submit_turn(
+        self,
+        shared: &Shared,
+        permit: TurnPermit,
+        turn: NewTurn,
+        is_background: bool,
+    ) -> Result<AcceptedTurn, Problem> {
+        let cancel_on_disconnect = !is_background && self.key.is_none();
+        let submission = Submission { session: self.session, turn, permit, cancel_on_disconnect };
+        Ok(follow::submit(&shared.generations, submission).await?)
+    }
+
+    /// Returns the turn of a question.
+    pub fn turn(&self, permit: &TurnPermit, asked: OwnQuestion) -> NewTurn {
+        let OwnQuestion { spec, conversation, question, images, digest, is_background } = asked;
+        let (kind, key, is_by_proxy) = (self.kind, self.key.clone(), self.is_by_proxy);
+        let origin = TurnOrigin { kind, key, is_by_proxy, digest, is_background };
+        let turn = origin.turn(permit, spec, question, images);
+        NewTurn { conversation: Some(conversation), ..turn }
+    }
+}
+
+/// What the request of a turn is known by, and whether the turn goes on without its client.
+pub struct TurnOrigin {
+    /// What keeps the keys of fronts apart.
+    pub kind: &'static str,
+    /// The idempotency key.
+    pub key: Option<String>,
+    /// Whether a proxy made the key.
+    pub is_by_proxy: bool,
+    /// The digest of the request, by which a repeat is known.
+    pub digest: String,
+    /// Whether the turn goes on without its client.
+    pub is_background: bool,
+}
+
+impl TurnOrigin {
+    /// Returns whether the turn is cancelled when its client goes away, because the client could not find the
+    /// answer again.
+    pub fn cancels_on_disconnect(&self) -> bool {
+        !self.is_background && self.key.is_none()
+    }
+
+    /// Returns the turn of a question, without a conversation of its own.
+    pub fn turn(
+        self,
+        permit: &TurnPermit,
+        spec: TurnSpec,
+        mut question: Message,
+        images: Vec<Image>,
+    ) -> NewTurn {
+        let Self { kind, key, is_by_proxy, digest, is_background } = self;
         let has_own_key = key.is_some() && !is_by_proxy;
-        let cancel_on_disconnect = !is_background && key.is_none();
-        let turn = NewTurn {
+        NewTurn {
             spec: TurnSpec {
                 source: permit.subject.source.0.clone(),
                 needs_listener: !is_background && !has_own_key,
                 ..spec
             },
             content: std::mem::take(&mut question.content),
-            conversation: Some(conversation),
+            conversation: None,
             attached: Attached { question: Some(Box::new(question)), images },
             key: key.map(|key| IdempotencyKey {
                 key: sha256_hex(format!("{kind}{key}").as_bytes()),
                 body: digest,
             }),
-        };
-        let submission = Submission { session, turn, permit, cancel_on_disconnect };
-        Ok(follow::submit(&shared.generations, submission).await?)
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
@@ -18,7 +18,7 @@ use crate::byte_room::ClientRoom;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::http::rate_limit::Standings;
-use crate::http::room::{NoRoom, OutputRoom, RoomPermit, hold};
+use crate::http::room::{FREE_PART, NoRoom, OutputRoom, RoomPermit, hold};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::sign_in::Validity;
 use crate::telemetry::{CountedOpen, LIVE, metric};
@@ -82,8 +82,8 @@ pub trait TurnWriter: Send + 'static {
         !output.is_empty()
     }
 
-    /// Returns how many bytes the next frame has at most of those that are made only when they are sent, behind
-    /// the frames that were added; none where there is none.
+    /// Returns how many bytes the next frame has at most of those that are made only when they are sent,
+    /// behind the frames that were added; none where there is none.
     fn next_size(&mut self) -> Option<usize> {
         None
     }
@@ -93,7 +93,7 @@ pub trait TurnWriter: Send + 'static {
         None
     }
 
-    /// Returns the bytes that the front keeps of the turn, beside its frames.
+    /// Returns the bytes that the front keeps of the turn, in addition to its frames.
     fn kept_bytes(&self) -> usize;
 
     /// Takes the room of what its reader keeps.
@@ -116,7 +116,7 @@ pub trait TurnWriter: Send + 'static {
 pub struct StreamedTurn<W> {
     writer: W,
     output: FrontOutput,
-    room: OutputRoom,
+    room: KeptRoom,
     /// Whether what the front has not made yet is not sent, because the stream ends with an error.
     has_failed: bool,
     lifecycle: Lifecycle,
@@ -129,6 +129,14 @@ pub struct StreamedTurn<W> {
     _open: TaskTrackerToken,
     _counted: CountedOpen,
     _permit: SocketPermit,
+}
+
+/// Has proxies pass a stream on as it comes.
+pub fn pass_at_once(headers: &mut HeaderMap) {
+    let caching = HeaderValue::from_static("no-cache, no-transform");
+    headers.insert(header::CACHE_CONTROL, caching);
+    let buffering = HeaderName::from_static("x-accel-buffering");
+    headers.insert(buffering, HeaderValue::from_static("no"));
 }
 
 /// Returns the response to a request for a stream, at the latest after [`FIRST_BYTE`]. `output` is what
@@ -148,10 +156,11 @@ pub async fn respond<W: TurnWriter>(
         shared.sockets.token(),
         CountedOpen::live(metrics::gauge!(metric::EVENT_STREAMS), &LIVE.event_streams),
     );
-    let mut room = shared.output_room(permit.source());
-    writer.charge(room.of_client());
-    room.keep_of(output.reserved.take(), writer.kept_bytes());
-    room.keep(writer.kept_bytes()).await?;
+    // A stream whose client cannot ask for the rest of its answer waits for room as long as for its client.
+    let room = shared.output_room(permit.source()).with_limit(shared.settings.read_timeout);
+    let mut room = KeptRoom { room, known: 0 };
+    writer.charge(room.room.of_client());
+    room.room.keep_of(output.reserved.take(), writer.kept_bytes());
     let begun = async {
         while !writer.has_begun(&output) && !output.has_ended {
             writer.advance(&mut output).await?;
@@ -186,10 +195,7 @@ pub async fn respond<W: TurnWriter>(
     response.extensions_mut().insert(Standings(standings));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(W::CONTENT_TYPE));
-    let caching = HeaderValue::from_static("no-cache, no-transform");
-    headers.insert(header::CACHE_CONTROL, caching);
-    let buffering = HeaderName::from_static("x-accel-buffering");
-    headers.insert(buffering, HeaderValue::from_static("no"));
+    pass_at_once(headers);
     Ok(response)
 }
 
@@ -197,14 +203,22 @@ impl<W: TurnWriter> StreamedTurn<W> {
     /// Returns the next frame; none after the last one.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            match self.written().await {
-                Ok(None) if self.output.has_ended => return None,
-                Ok(None) => {}
-                Ok(frame) => return frame,
-                Err(refused) => {
-                    self.fail(&refused.into());
-                    continue;
-                }
+            let Self { writer, output, room, has_failed, lifecycle, revoked, .. } = self;
+            let problem = tokio::select! {
+                biased;
+                written = written(writer, output, room, *has_failed) => match written {
+                    Ok(None) if output.has_ended => return None,
+                    Ok(None) => None,
+                    Ok(frame) => return frame,
+                    Err(refused) => Some(refused.into()),
+                },
+                () = lifecycle.reached(Phase::Stopped) => Some(Problem::draining()),
+                () = &mut *revoked => Some(Problem::key_revoked()),
+                () = sleep_until(self.silent_until) => return Some(writer.heartbeat().into()),
+            };
+            if let Some(problem) = problem {
+                self.fail(&problem);
+                continue;
             }
             let Self { writer, output, lifecycle, .. } = self;
             let problem = tokio::select! {
@@ -214,7 +228,7 @@ impl<W: TurnWriter> StreamedTurn<W> {
                 },
                 () = lifecycle.reached(Phase::Stopped) => Problem::draining(),
                 () = &mut self.revoked => Problem::key_revoked(),
-                () = last_byte_received(self.last_byte.clone()) => {
+                () = LastByte::received_of(self.last_byte.clone()) => {
                     // The system of a client that is gone resets the connection on a write.
                     self.last_byte = None;
                     return Some(writer.heartbeat().into());
@@ -226,32 +240,7 @@ impl<W: TurnWriter> StreamedTurn<W> {
         }
     }
 
-    /// Returns the next frame that the front has written, or makes it, with its room; none where it waits
-    /// for the turn.
-    ///
-    /// # Errors
-    /// Where there is no room for it, or for what the front keeps.
-    async fn written(&mut self) -> Result<Option<Bytes>, NoRoom> {
-        let Self { writer, output, room, has_failed, .. } = self;
-        if let Some(frame) = output.frames.pop_front() {
-            let permit = if *has_failed { None } else { room.part(frame.len()).await? };
-            return Ok(Some(hold(frame.into(), permit)));
-        }
-        if *has_failed {
-            return Ok(None);
-        }
-        let kept = writer.kept_bytes();
-        if room.lacks(kept) {
-            room.keep(kept).await?;
-        }
-        let Some(bytes) = writer.next_size() else { return Ok(None) };
-        let permit = room.part(bytes).await?;
-        let Some(frame) = writer.next_frame() else { return Ok(None) };
-        let permit = permit.map(|permit| permit.shrink(frame.len()));
-        Ok(Some(hold(frame.into(), permit)))
-    }
-
-    /// Ends the stream with an error in place of what was not sent. The writer keeps its guard, which
+    /// Ends the stream with an error instead of what was not sent. The writer keeps its guard, which
     /// cancels a turn that goes on.
     fn fail(&mut self, problem: &Problem) {
         self.output.frames.clear();
@@ -261,10 +250,53 @@ impl<W: TurnWriter> StreamedTurn<W> {
     }
 }
 
-/// Resolves when the client has sent its last byte, and never where that was handled already.
-async fn last_byte_received(last_byte: Option<LastByte>) {
-    match last_byte {
-        Some(last_byte) => last_byte.received().await,
-        None => std::future::pending().await,
+/// Returns the next frame that the front has written, or makes it, with its room; none where it waits for
+/// the turn. Cancel-safe.
+///
+/// # Errors
+/// Where there is no room for it, or for much that the front keeps.
+async fn written<W: TurnWriter>(
+    writer: &mut W,
+    output: &mut FrontOutput,
+    room: &mut KeptRoom,
+    has_failed: bool,
+) -> Result<Option<Bytes>, NoRoom> {
+    if let Some(frame) = output.frames.front() {
+        let permit = if has_failed { None } else { room.room.part(frame.len()).await? };
+        return Ok(output.frames.pop_front().map(|frame| hold(frame.into(), permit)));
+    }
+    if has_failed {
+        return Ok(None);
+    }
+    room.keep(writer.kept_bytes()).await?;
+    let Some(bytes) = writer.next_size() else { return Ok(None) };
+    let permit = room.room.part(bytes).await?;
+    let Some(frame) = writer.next_frame() else { return Ok(None) };
+    let permit = permit.map(|permit| permit.shrink(frame.len()));
+    Ok(Some(hold(frame.into(), permit)))
+}
+
+/// The room of a stream, with what its front keeps.
+struct KeptRoom {
+    room: OutputRoom,
+    /// The bytes that the front kept last.
+    known: usize,
+}
+
+impl KeptRoom {
+    /// Takes the room of what the front keeps. An answer that grows while the model writes it goes on where
+    /// there is none: it grows no faster than the hosts write, and clients that fill the room with cheap
+    /// replies must not stop it. What comes at once, as an answer that is stored, waits.
+    ///
+    /// # Errors
+    /// Where there is no room for what came at once.
+    async fn keep(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        if bytes > self.known + FREE_PART {
+            self.room.keep(bytes).await?;
+        } else if bytes > self.known {
+            self.room.keep_if_free(bytes);
+        }
+        self.known = bytes;
+        Ok(())
     }
 }
