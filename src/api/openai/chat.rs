@@ -11,7 +11,8 @@ use super::body;
 use super::messages::Messages;
 use super::request::ChatCompletion;
 use super::schema::{ChatCompletionEvent, ChatCompletionRequest};
-use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason};
+use super::shapes::{ChatCompletionReply, Choice, completion_id, finish_reason};
+use super::shapes::{ConflictReply, ErrorReply, HostErrorReply};
 use super::stream::CompletionWriter;
 use crate::api::idempotency::IdempotencyKeyHeader;
 use crate::api::large_body::WITH_IMAGES;
@@ -35,7 +36,7 @@ use crate::sign_in::Identity;
     responses(
         (status = 200, description = "The completion; with `stream` its chunks",
             content((ChatCompletionReply = "application/json"), (ChatCompletionEvent = "text/event-stream"))),
-        ErrorReply,
+        ErrorReply, ConflictReply, HostErrorReply,
     ),
 )]
 pub async fn complete(

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_begins_anew_is_sent_once_and_never_with_another_text() {
+    fn an_answer_that_starts_again_is_sent_once_and_never_with_another_text() {
         let mut stream = chunks(false);
         assert!(stream.text(0, "one two").expect("new").is_some());
         assert_eq!(stream.text(0, "one"), Ok(None));

@@ -10,9 +10,9 @@ use crate::session::image::RequestImages;
 /// The parts that a content may have.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Parts {
-    /// `text` of chat completions, and beside it `image_url`.
+    /// `text` of chat completions, and also `image_url`.
     Chat,
-    /// `input_text` of responses, and beside it `input_image`.
+    /// `input_text` of responses, and also `input_image`.
     Input,
     /// `output_text` of responses, as an earlier reply had it.
     Output,
@@ -81,6 +81,8 @@ pub fn read(
             let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
             params.only("annotations", "[]", is_empty)?;
             params.only("logprobs", "[]", is_empty)?;
+            // The text as an object, as `parse` and `stream` of OpenAI's packages add it.
+            params.ignore(&["parsed"]);
         }
         params.finish()?;
     }

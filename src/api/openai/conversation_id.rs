@@ -32,6 +32,11 @@ pub fn conversation_not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "conversation_not_found", detail)
 }
 
+/// Returns the error of a conversation instead of that of its session.
+pub fn of_conversation(problem: Problem) -> Problem {
+    if problem.code == "session_not_found" { conversation_not_found() } else { problem }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use super::body;
 use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
 use super::request::model;
 use super::schema::EmbeddingRequest;
-use super::shapes::ErrorReply;
+use super::shapes::{ErrorReply, HostErrorReply};
 use crate::api::embedding::{self, HeldRequest, TEXTS, VectorForm, VectorReply};
 use crate::api::large_body::CONVERSATION_BYTES;
 use crate::api::state::Shared;
@@ -144,7 +144,7 @@ fn dimensions(params: &mut Params<'_>) -> Result<Option<u32>, FieldError> {
 #[utoipa::path(
     post, path = "/v1/embeddings", tag = "openai", operation_id = "openai_embeddings",
     request_body = EmbeddingRequest,
-    responses((status = 200, body = EmbeddingsReply), ErrorReply),
+    responses((status = 200, body = EmbeddingsReply), ErrorReply, HostErrorReply),
 )]
 pub async fn create(
     State(shared): State<Shared>,

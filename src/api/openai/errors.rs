@@ -6,11 +6,18 @@ use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::params::INVALID_VALUE;
 use super::{headers, serves, serves_responses};
 use crate::http::problem::Problem;
 
 /// The header by which OpenAI's SDKs learn whether the same request may succeed on a retry.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// The parameter of a completion with the format of its answer.
+const FORMAT: &str = "response_format";
+
+/// The name of the schema of [`ErrorEnvelope`].
+pub const ERROR_SCHEMA: &str = "ErrorEnvelope";
 
 /// An error as OpenAI's API sends it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -59,12 +66,17 @@ pub fn error_json(problem: &Problem) -> String {
 }
 
 impl ErrorEnvelope {
-    /// Returns the error of a response: what a completion calls its messages is its input.
+    /// Returns the error of a response: what a completion calls its messages is its input, and the format has
+    /// another path.
     #[must_use]
     pub fn of_response(mut self) -> Self {
-        if self.error.param.as_deref() == Some("messages") {
-            self.error.param = Some("input".to_owned());
-        }
+        let param = match (self.error.param.as_deref(), self.error.code.as_deref()) {
+            (Some("messages"), _) => "input",
+            // Of a parameter of that name, which a response does not have, the code is another one.
+            (Some(FORMAT), Some(INVALID_VALUE)) => "text.format",
+            _ => return self,
+        };
+        self.error.param = Some(param.to_owned());
         self
     }
 
@@ -97,7 +109,7 @@ impl From<&Problem> for ErrorEnvelope {
                 ("invalid_api_key", None)
             }
             (code @ "reply_too_large", _) => (code, Some("input".to_owned())),
-            ("format_unsupported", _) => ("invalid_value", Some("response_format".to_owned())),
+            ("format_unsupported", _) => (INVALID_VALUE, Some(FORMAT.to_owned())),
             ("rate_limited", _) => ("rate_limit_exceeded", None),
             ("quota_exceeded", _) => ("insufficient_quota", None),
             (code, _) => (code, None),
@@ -171,6 +183,22 @@ mod tests {
         ] {
             let (status, kind, param, code) = wanted;
             assert_eq!(envelope(&given), (status, kind.to_owned(), param, code));
+        }
+    }
+
+    #[test]
+    fn an_error_of_a_response_names_its_own_parameters() {
+        let refused =
+            |name: &str, kind| Problem::from(vec![FieldError::new("body", name, kind, "m")]);
+        let unprocessable = StatusCode::UNPROCESSABLE_ENTITY;
+        for (problem, wanted) in [
+            (Problem::new(unprocessable, "format_unsupported", "text"), "text.format"),
+            (Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "context_too_long", "text"), "input"),
+            (refused("response_format", "unknown_parameter"), "response_format"),
+            (refused("input[0].role", "invalid_value"), "input[0].role"),
+        ] {
+            let envelope = ErrorEnvelope::from(&problem).of_response();
+            assert_eq!(envelope.error.param.as_deref(), Some(wanted));
         }
     }
 

@@ -19,7 +19,8 @@ const TOKENS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-reset-tokens"),
 ];
 
-/// The header fields that the SDK for pages may send, and those that it may read; the shared layer names the rest.
+/// The header fields that the SDK for pages may send, and those that it may read; the shared layer names the
+/// rest.
 const SENT_BY_PAGES: &str = "x-stainless-arch, x-stainless-helper-method, x-stainless-lang, \
     x-stainless-os, x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, \
     x-stainless-runtime-version, x-stainless-timeout, openai-organization, openai-project";

@@ -130,6 +130,8 @@ fn read_message(
             params
                 .only("annotations", "[]", |value| value.as_array().is_some_and(Vec::is_empty))?;
             params.unsupported(&["audio", "function_call", "refusal"])?;
+            // The content as an object, as `parse` and `stream` of OpenAI's packages add it.
+            params.ignore(&["parsed"]);
         }
         Role::Tool => {
             let id = params.required_text("tool_call_id")?;
@@ -190,6 +192,8 @@ fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
         }
         let path = call.path_of("function");
         let mut function = Params::of_value(call.required("function")?, &path)?;
+        // The position of the call in a stream, which those packages keep.
+        call.ignore(&["index"]);
         call.finish()?;
         check_name(&mut function)?;
         let name = function.required_text("name")?.to_owned();
@@ -201,6 +205,7 @@ fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
                 "must be a JSON object as text",
             ));
         }
+        function.ignore(&["parsed_arguments"]);
         function.finish()?;
         Ok(ToolCall { id, name, arguments: arguments.to_owned() })
     };

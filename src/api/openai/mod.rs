@@ -26,9 +26,10 @@ mod shapes;
 mod stream;
 mod tools;
 
+pub use conversations::ConversationRequest;
 pub use responses::ResponseRequest;
 
-pub use errors::dialect;
+pub use errors::{ERROR_SCHEMA, dialect};
 pub use schema::OpenAiApiDoc;
 pub use shapes::ErrorReply;
 

@@ -117,7 +117,7 @@ impl<'a> Params<'a> {
         flag.map(Some).ok_or_else(|| self.refuse(name, INVALID_TYPE, "must be a boolean"))
     }
 
-    /// Reads a number from `least` to `most`.
+    /// Reads a number from `least` to `most`. Whatever the sign of zero is, the request is the same.
     ///
     /// # Errors
     /// Where it is of another type, or out of these bounds.
@@ -129,7 +129,7 @@ impl<'a> Params<'a> {
     ) -> Result<Option<f64>, FieldError> {
         let Some(value) = self.value(name) else { return Ok(None) };
         match value.as_f64() {
-            Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
+            Some(number) if (least..=most).contains(&number) => Ok(Some(number + 0.0)),
             Some(_) => {
                 Err(self.refuse(name, INVALID_VALUE, format!("must be from {least} to {most}")))
             }
@@ -193,6 +193,15 @@ impl<'a> Params<'a> {
         }
     }
 
+    /// Checks the class of service, of which there is one.
+    ///
+    /// # Errors
+    /// Where another one is requested.
+    pub fn service_tier(&mut self) -> Result<(), FieldError> {
+        let is_usual = |value: &Value| *value == "auto" || *value == "default";
+        self.only("service_tier", "\"auto\" or \"default\"", is_usual)
+    }
+
     /// Refuses parameters that OpenAI has and this service does not support.
     ///
     /// # Errors
@@ -206,13 +215,25 @@ impl<'a> Params<'a> {
         Ok(())
     }
 
-    /// Checks that the object has no other parameter than those that were read.
+    /// Ignores parameters, whatever they are: those that OpenAI's packages add to a reply by themselves, and
+    /// that a client sends again with it. They repeat what other parameters have.
+    pub fn ignore(&mut self, names: &[&'static str]) {
+        self.read.extend(names);
+    }
+
+    /// Checks that the object has no other parameter than those that were read. One that is `null` counts as
+    /// absent, also where its name is not known.
     ///
     /// # Errors
     /// Where it has one.
     pub fn finish(self) -> Result<(), FieldError> {
-        match self.object.keys().find(|name| !self.read.contains(&name.as_str())) {
-            Some(name) => Err(self.refuse(shown_name(name), UNKNOWN_PARAMETER, "is not known")),
+        let is_unread = |(name, value): &(&String, &Value)| {
+            !value.is_null() && !self.read.contains(&name.as_str())
+        };
+        match self.object.iter().find(is_unread) {
+            Some((name, _)) => {
+                Err(self.refuse(shown_name(name), UNKNOWN_PARAMETER, "is not known"))
+            }
             None => Ok(()),
         }
     }

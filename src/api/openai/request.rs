@@ -45,8 +45,7 @@ impl ChatCompletion {
         let temperature = params.number("temperature", 0.0, 2.0)?.unwrap_or(DEFAULT_SAMPLING);
         let max_tokens = token_limit(&mut params)?;
         let spec = TurnSpec {
-            // Whatever the sign of zero is, the request is the same.
-            temperature: Some(temperature + 0.0),
+            temperature: Some(temperature),
             seed: params.integer("seed", i64::MIN)?,
             stop: stops(&mut params)?,
             sampling: Sampling {
@@ -71,9 +70,7 @@ impl ChatCompletion {
         params.only("modalities", "[\"text\"]", |value| {
             value.as_array().is_some_and(|list| list.len() == 1 && list[0] == "text")
         })?;
-        params.only("service_tier", "\"auto\" or \"default\"", |value| {
-            *value == "auto" || *value == "default"
-        })?;
+        params.service_tier()?;
         params.unsupported(&[
             "audio",
             "function_call",
@@ -318,7 +315,7 @@ mod tests {
             {"role": "developer", "content": "d"},
             {"role": "system", "content": [{"type": "text", "text": "s"}]},
             {"role": "user", "content": "q"},
-            {"role": "assistant", "content": "a", "refusal": null},
+            {"role": "assistant", "content": "a", "refusal": null, "parsed": {"a": 1}, "new": null},
             {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]},
         ]});
         let messages = read(&request).expect("valid").messages;
@@ -418,8 +415,9 @@ mod tests {
 
     #[test]
     fn a_result_of_a_tool_names_the_call_that_it_answers() {
-        let call = json!({"id": "c1", "type": "function",
-            "function": {"name": "weather", "arguments": "{\"city\": \"Paris\"}"}});
+        let call = json!({"id": "c1", "type": "function", "index": 0, "function": {
+            "name": "weather", "arguments": "{\"city\": \"Paris\"}",
+            "parsed_arguments": {"city": "Paris"}}});
         let messages = json!([
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": null, "tool_calls": [call]},

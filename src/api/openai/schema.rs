@@ -55,17 +55,31 @@ pub fn describe(document: &mut Value) {
 /// that names are written.
 pub(super) const MODEL_NAME: &str = r"^(([A-Za-z0-9_.-]{1,64}(:[0-9]{1,5})?/)?[A-Za-z0-9_-]{1,64}/)?[A-Za-z0-9_.-]{1,64}(:[A-Za-z0-9_.-]{1,32})?$";
 
-/// The id of a call, which may have 256 bytes: as many as these characters have at most.
+/// Returns the schema of the id of a call, which may have 256 bytes: as many as these characters have at
+/// most.
 pub(super) fn call_id() -> Value {
     json!({"type": "string", "maxLength": 64})
 }
 
-/// Returns an object of these fields, with no others.
+/// Returns an object of these fields in a request. Others may only be null, which counts as absent.
 pub(super) fn object(required: &[&str], properties: &Value) -> Value {
+    json!({
+        "type": "object", "required": required, "properties": properties,
+        "additionalProperties": {"type": "null"},
+    })
+}
+
+/// Returns an object of these fields in a reply, with no others.
+pub(super) fn reply_object(required: &[&str], properties: &Value) -> Value {
     json!({
         "type": "object", "required": required, "properties": properties,
         "additionalProperties": false,
     })
+}
+
+/// Returns a field that OpenAI's packages add to a reply by themselves, and that is ignored.
+pub(super) fn ignored() -> Value {
+    json!({"description": "Of any type, and ignored: OpenAI's packages add it to a reply"})
 }
 
 pub(super) fn number(least: f64, most: f64, default: Option<f64>) -> Value {
@@ -128,7 +142,9 @@ fn message() -> Value {
                 "name": {"type": "string", "pattern": NAME_PATTERN},
                 "arguments": {"type": "string", "enum": ["{}"],
                     "description": "Any JSON object, as text"},
+                "parsed_arguments": ignored(),
             })),
+            "index": ignored(),
         }),
     );
     let question = |author: &str| {
@@ -140,7 +156,7 @@ fn message() -> Value {
         &["role", "content"],
         &json!({
             "role": role(&["assistant"]), "content": content(), "refusal": {"type": "null"},
-            "annotations": {"type": ["array", "null"], "maxItems": 0},
+            "annotations": {"type": ["array", "null"], "maxItems": 0}, "parsed": ignored(),
         }),
     );
     let calling = object(
@@ -148,6 +164,7 @@ fn message() -> Value {
         &json!({
             "role": role(&["assistant"]), "content": {"type": ["string", "null"]},
             "tool_calls": {"type": "array", "minItems": 1, "maxItems": 128, "items": call},
+            "parsed": ignored(),
         }),
     );
     let result = object(
@@ -250,7 +267,7 @@ fn request() -> Value {
     )
 }
 
-/// A text that changes nothing about an answer.
+/// Returns the schema of a text that changes nothing about an answer.
 pub fn hint() -> Value {
     json!({"type": ["string", "null"], "maxLength": HINT_CHARACTERS})
 }

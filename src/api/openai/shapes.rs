@@ -127,8 +127,55 @@ pub fn finish_reason(answer: &Message) -> &'static str {
     }
 }
 
-/// An error of this front.
+/// The errors of an operation that names something, or has parameters.
 #[derive(IntoResponses)]
-#[response(status = "default", description = "An error", content_type = "application/json")]
+#[allow(dead_code, reason = "only their descriptions are used")]
+pub enum ErrorReply {
+    /// A parameter is not valid.
+    #[response(
+        status = 400,
+        description = "A parameter is not valid; `param` names it",
+        content_type = "application/json"
+    )]
+    Invalid(ErrorEnvelope),
+    /// There is no such thing.
+    #[response(
+        status = 404,
+        description = "The caller has no such thing, or no host has the model",
+        content_type = "application/json"
+    )]
+    NotFound(ErrorEnvelope),
+    /// The replica cannot serve the request now.
+    #[response(
+        status = 503,
+        description = "The replica cannot serve this now; see `code` and Retry-After",
+        content_type = "application/json"
+    )]
+    Unavailable(ErrorEnvelope),
+}
+
+/// The error of an operation that what is stored does not allow now.
+#[derive(IntoResponses)]
+#[response(
+    status = 409,
+    description = "What is stored does not allow this now; see `code`",
+    content_type = "application/json"
+)]
 #[allow(dead_code, reason = "only its description is used")]
-pub struct ErrorReply(ErrorEnvelope);
+pub struct ConflictReply(ErrorEnvelope);
+
+/// The errors of an operation that a model host works for.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only their descriptions are used")]
+pub enum HostErrorReply {
+    /// The host failed.
+    #[response(
+        status = 502,
+        description = "The model host failed, or its answer broke off",
+        content_type = "application/json"
+    )]
+    Failed(ErrorEnvelope),
+    /// The host, or the whole answer, took too long.
+    #[response(status = 504, description = "Out of time", content_type = "application/json")]
+    OutOfTime(ErrorEnvelope),
+}

@@ -53,7 +53,7 @@ impl TurnWriter for CompletionWriter {
 
     async fn advance(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {
         match self.follow.next().await? {
-            // What follows begins anew, and `Chunks` compares it with what was sent.
+            // The text that follows starts again, and `Chunks` compares it with what was sent.
             Update::Restart => Ok(()),
             Update::Stored(message) => self.end(*message, output),
             Update::Delta(delta) => match &delta.change {

@@ -31,17 +31,10 @@ fn format(params: &mut Params<'_>, body: &[u8]) -> Result<Option<String>, FieldE
         "json_schema" => {
             let value = format.required("json_schema")?;
             let mut named = Params::of_value(value, "response_format.json_schema")?;
-            check_name(&mut named)?;
-            named.text("description")?;
-            // The host enforces the schema either way.
-            named.flag("strict")?;
-            let schema = named.required("schema")?;
-            let path = named.path_of("schema");
-            Params::of_value(schema, &path)?;
-            named.finish()?;
-            // The order of its fields is lost in the parsed value.
             let raw = raw_value(body, &[NAME_OF_FORMAT, "json_schema", "schema"]);
-            Some(bounded(raw, schema, FORMAT_BYTES, &path)?)
+            let NamedSchema { schema, .. } = named_schema(&mut named, raw)?;
+            named.finish()?;
+            Some(schema)
         }
         _ => {
             let msg = "must be text, json_object or json_schema";
@@ -50,6 +43,37 @@ fn format(params: &mut Params<'_>, body: &[u8]) -> Result<Option<String>, FieldE
     };
     format.finish()?;
     Ok(chosen)
+}
+
+/// A schema that an answer has to obey, with its name.
+pub struct NamedSchema<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// What it is for.
+    pub description: Option<&'a str>,
+    /// Whether it is strict, which changes nothing: the host enforces it either way.
+    pub strict: bool,
+    /// The schema as it came.
+    pub schema: String,
+}
+
+/// Reads a schema, whose text in the body is `raw`: the order of its fields is lost in the parsed value.
+///
+/// # Errors
+/// The first parameter that is not valid.
+pub fn named_schema<'a>(
+    params: &mut Params<'a>,
+    raw: Option<&str>,
+) -> Result<NamedSchema<'a>, FieldError> {
+    check_name(params)?;
+    let name = params.required_text("name")?;
+    let description = params.text("description")?;
+    let strict = params.flag("strict")?.unwrap_or(false);
+    let schema = params.required("schema")?;
+    let path = params.path_of("schema");
+    Params::of_value(schema, &path)?;
+    let schema = bounded(raw, schema, FORMAT_BYTES, &path)?;
+    Ok(NamedSchema { name, description, strict, schema })
 }
 
 /// Reads the tools that the model may call, and whether any of them is strict; none where it may call

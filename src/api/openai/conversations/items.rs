@@ -16,14 +16,14 @@ use super::super::body;
 use super::super::conversation_id::parse_simple;
 use super::super::messages::CallNames;
 use super::super::newest::newest_messages;
-use super::super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
-use super::super::query::check_names;
+use super::super::params::{INVALID_VALUE, error};
+use super::super::query::{ItemPage, Order, PageQuery, check_names, unknown_after};
 use super::super::responses::input::{self, InputItem};
 use super::super::responses::output::AnswerItems;
-use super::super::shapes::ErrorReply;
+use super::super::shapes::{ConflictReply, ErrorReply};
+use super::body::ConversationRequest;
 use super::schema::{ConversationItem, CreateItems, ITEMS_AT_ONCE};
-use super::{ConversationPath, of_conversation};
-use crate::api::json_page;
+use super::{ConversationPath, of_conversation, without_retry};
 use crate::api::large_body::CONVERSATION_BYTES;
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
@@ -33,28 +33,11 @@ use crate::http::extract::object::Object;
 use crate::http::extract::query::QueryFields;
 use crate::http::middleware::LimitedCaller;
 use crate::http::problem::Problem;
-use crate::session::image::RequestImages;
 use crate::session::store::{ADDED_BYTES, REPLY_BYTES, json_bytes};
 use crate::session::{Message, Owner, Role, SessionId, StoreError};
 
-/// Items of a page: the most, and the default.
-const ITEMS: (i64, i64) = (100, 20);
 /// Digits of a message's identifier in the id of an item.
 const DIGITS: usize = 32;
-
-/// Reads the items that a request adds.
-///
-/// # Errors
-/// The first one that is not valid.
-pub fn read_items(params: &Params<'_>, list: &[Value]) -> Result<Vec<InputItem>, FieldError> {
-    let mut images = RequestImages::default();
-    let items = input::read_items(params, "items", list, ITEMS_AT_ONCE, &mut images)?;
-    if images.into_images().is_empty() {
-        return Ok(items);
-    }
-    let msg = "must have no images outside of the input of a response";
-    Err(params.refuse("items", UNSUPPORTED_VALUE, msg))
-}
 
 /// Returns the messages that a request adds to a conversation with these calls.
 ///
@@ -105,24 +88,10 @@ pub struct ConversationItems {
 }
 
 impl ConversationItems {
-    /// Creates a page of the first `limit` items, as far as they fit.
-    fn of(mut items: Vec<Value>, limit: usize, has_more: bool) -> Self {
-        let data = json_page::fitting(items.iter().take(limit));
-        let has_more = has_more || items.len() > data.len();
-        items.truncate(data.len());
-        let id = |item: Option<&Value>| {
-            item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned()
-        };
-        let (first_id, last_id) = (id(items.first()), id(items.last()));
+    fn of(items: &[Value], limit: usize, has_more: bool) -> Self {
+        let ItemPage { data, first_id, last_id, has_more } = ItemPage::of(items, limit, has_more);
         Self { object: "list", data, first_id, last_id, has_more }
     }
-}
-
-/// The order of a list.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Ascending,
-    Descending,
 }
 
 /// Lists the items of a conversation.
@@ -144,22 +113,9 @@ pub async fn list(
     ConversationPath(session): ConversationPath,
     QueryFields(query): QueryFields,
 ) -> Result<Json<ConversationItems>, Problem> {
-    let mut fields = Fields::new("query", &query);
-    check_names(&mut fields, &["limit", "order", "after"], &query);
-    let limit = fields.integer("limit", 1, ITEMS.0).unwrap_or(ITEMS.1);
-    let order = match fields.text("order", usize::MAX) {
-        Some("asc") => Order::Ascending,
-        None | Some("desc") => Order::Descending,
-        Some(_) => {
-            fields.refuse("order", INVALID_VALUE, "must be asc or desc");
-            Order::Descending
-        }
-    };
-    let after = fields.text("after", usize::MAX);
-    fields.finish(())?;
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let (items, has_more) = page(&shared, &owner, session, order, after, limit).await?;
-    Ok(Json(ConversationItems::of(items, limit, has_more)))
+    let asked = PageQuery::read(&query)?;
+    let (items, has_more) = page(&shared, &owner, session, &asked).await?;
+    Ok(Json(ConversationItems::of(&items, asked.limit, has_more)))
 }
 
 /// Reads more than `limit` items, where there are so many, and whether there may be more than these.
@@ -167,10 +123,9 @@ async fn page(
     shared: &Shared,
     owner: &Owner,
     session: SessionId,
-    order: Order,
-    after: Option<&str>,
-    limit: usize,
+    asked: &PageQuery<'_>,
 ) -> Result<(Vec<Value>, bool), Problem> {
+    let PageQuery { limit, order, after } = *asked;
     let store = &shared.store;
     in_time(store.conversation(owner, session)).await.map_err(of_conversation)?;
     let in_order = |message: &Message| {
@@ -184,10 +139,7 @@ async fn page(
     // The position of the next message in ascending order, or that behind it in descending order.
     let mut next = if order == Order::Ascending { 0 } else { u64::MAX };
     if let Some(after) = after {
-        let unknown = || {
-            let msg = "must be the id of an item of this conversation";
-            Problem::from(vec![FieldError::new("query", "after", INVALID_VALUE, msg)])
-        };
+        let unknown = || unknown_after("conversation");
         let id = message_of(after).ok_or_else(unknown)?;
         let found = in_time(store.find_message(owner, session, id)).await;
         let found = found.map_err(of_conversation)?.ok_or_else(unknown)?;
@@ -275,14 +227,8 @@ pub async fn retrieve(
     item.map(Json).ok_or_else(Problem::message_not_found)
 }
 
-fn read_added(object: &Object, _text: &[u8]) -> Result<Vec<InputItem>, FieldError> {
-    let parameters = body::parameters(object)?;
-    let mut params = Params::of_request(&parameters);
-    params.required("items")?;
-    let list = params.list("items")?.unwrap_or_default();
-    let items = read_items(&params, list)?;
-    params.finish()?;
-    Ok(items)
+fn read_added(object: &Object, text: &[u8]) -> Result<Vec<InputItem>, FieldError> {
+    Ok(ConversationRequest::of_items(object, text)?.items)
 }
 
 /// Adds items to a conversation in which no response runs or waits. The model gets them with the next one.
@@ -292,7 +238,7 @@ fn read_added(object: &Object, _text: &[u8]) -> Result<Vec<InputItem>, FieldErro
     request_body = CreateItems,
     responses(
         (status = 200, body = ConversationItems, description = "The items that were added"),
-        ErrorReply,
+        ErrorReply, ConflictReply,
     ),
 )]
 pub async fn create(
@@ -314,15 +260,16 @@ pub async fn create(
         calls.add_all(&newest.map_err(of_conversation)?);
     }
     let messages = added(calls, &items)?;
-    drop((items, room));
+    drop(items);
     if messages.is_empty() {
         // Earlier reasoning is no part of a conversation.
-        return Ok(Json(ConversationItems::of(Vec::new(), ITEMS_AT_ONCE, false)));
+        return Ok(Json(ConversationItems::of(&[], ITEMS_AT_ONCE, false)));
     }
-    let stored = in_time(shared.generations.add_messages(&subject, session, &messages)).await;
-    stored.map_err(of_conversation)?;
-    let items = messages.iter().flat_map(items_of).collect();
-    Ok(Json(ConversationItems::of(items, usize::MAX, false)))
+    let added = in_time(shared.generations.add_messages(&subject, session, messages)).await;
+    let messages = added.map_err(|problem| without_retry(of_conversation(problem)))?;
+    drop(room);
+    let items: Vec<Value> = messages.iter().flat_map(items_of).collect();
+    Ok(Json(ConversationItems::of(&items, usize::MAX, false)))
 }
 
 #[cfg(test)]

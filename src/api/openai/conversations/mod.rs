@@ -1,17 +1,20 @@
 //! Conversations: sessions that clients create first, and in which responses are turns.
 //!
 //! A conversation is a session as the native front has it: its turns run one after another, it is listed for
-//! its user, and it is on its owner's budget. The folder's parts are the conversation itself (`object`) and
-//! its items (`items`).
+//! its user, and it is on its owner's budget. The folder's parts are the conversation itself (`object`), its
+//! items (`items`), and the bodies of requests about both (`body`).
 
+mod body;
 pub(crate) mod items;
 pub(crate) mod object;
 pub mod schema;
 
+pub use body::ConversationRequest;
+
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 
-use super::conversation_id::{conversation_not_found, parse_conversation_id};
+use super::conversation_id::{conversation_not_found, of_conversation, parse_conversation_id};
 use crate::http::problem::Problem;
 use crate::session::SessionId;
 
@@ -34,7 +37,13 @@ impl<S: Send + Sync> FromRequestParts<S> for ConversationPath {
 /// The parameter of the path with the id of a conversation.
 const NAME: &str = "conversation_id";
 
-/// Returns the error of a conversation in place of that of its session.
-fn of_conversation(problem: Problem) -> Problem {
-    if problem.code == "session_not_found" { conversation_not_found() } else { problem }
+/// Returns the error of items that may have been added: an SDK must not repeat the request by itself, as that
+/// would add them twice.
+fn without_retry(problem: Problem) -> Problem {
+    if problem.code != "store_unavailable" {
+        return problem;
+    }
+    let detail = "Redis did not reply in time, and the items may have been added; list the items of the \
+        conversation before you add them again.";
+    Problem { retryable: false, detail: detail.to_owned(), ..problem }
 }

@@ -10,11 +10,9 @@ use utoipa::ToSchema;
 use super::super::body;
 use super::super::conversation_id::conversation_id;
 use super::super::messages::CallNames;
-use super::super::metadata;
-use super::super::params::Params;
-use super::super::responses::input::InputItem;
 use super::super::shapes::ErrorReply;
-use super::items::{added, read_items};
+use super::body::ConversationRequest;
+use super::items::added;
 use super::schema::{CreateConversation, UpdateConversation};
 use super::{ConversationPath, of_conversation};
 use crate::api::large_body::CONVERSATION_BYTES;
@@ -57,26 +55,6 @@ impl ConversationReply {
     }
 }
 
-/// A request for a new conversation.
-struct CreateRequest {
-    metadata: Map<String, Value>,
-    items: Vec<InputItem>,
-}
-
-impl CreateRequest {
-    fn read(object: &Object, _text: &[u8]) -> Result<Self, FieldError> {
-        let parameters = body::parameters(object)?;
-        let mut params = Params::of_request(&parameters);
-        let metadata = metadata::read(&mut params)?;
-        let items = match params.list("items")? {
-            None | Some([]) => Vec::new(),
-            Some(list) => read_items(&params, list)?,
-        };
-        params.finish()?;
-        Ok(Self { metadata, items })
-    }
-}
-
 /// Creates a conversation, which is a session of its caller.
 #[utoipa::path(
     post, path = "/v1/conversations", tag = "openai", operation_id = "openai_create_conversation",
@@ -88,13 +66,13 @@ pub async fn create(
     LimitedCaller(subject): LimitedCaller,
     request: Request,
 ) -> Result<Json<ConversationReply>, Problem> {
-    let read = body::read(request, &shared, CONVERSATION_BYTES, CreateRequest::read).await?;
-    let (CreateRequest { metadata, items }, room) = read;
+    let read =
+        body::read(request, &shared, CONVERSATION_BYTES, ConversationRequest::of_create).await?;
+    let (ConversationRequest { metadata, items }, room) = read;
     if let Some(refusal) = shared.readiness.refusal() {
         return Err(refusal.into());
     }
     let messages = added(CallNames::default(), &items)?;
-    drop((items, room));
     let new = NewConversation {
         session: SessionId::random(),
         model: shared.settings.default_model.clone(),
@@ -103,8 +81,9 @@ pub async fn create(
         messages,
     };
     tracing::Span::current().record("session", new.session.redacted());
-    in_time(shared.generations.create_conversation(&subject, &new)).await?;
-    let NewConversation { session, metadata, created_at, .. } = new;
+    let (session, created_at, metadata) = (new.session, new.created_at, new.metadata.clone());
+    in_time(shared.generations.create_conversation(&subject, new)).await?;
+    drop(room);
     Ok(Json(ConversationReply::of(session, &DescribedConversation { created_at, metadata })))
 }
 
@@ -123,15 +102,8 @@ pub async fn retrieve(
     Ok(Json(ConversationReply::of(session, &described.map_err(of_conversation)?)))
 }
 
-fn read_update(object: &Object, _text: &[u8]) -> Result<String, FieldError> {
-    let parameters = body::parameters(object)?;
-    let mut params = Params::of_request(&parameters);
-    if !parameters.contains_key("metadata") {
-        // Null takes all pairs away.
-        params.required("metadata")?;
-    }
-    let metadata = metadata::read(&mut params)?;
-    params.finish()?;
+fn read_update(object: &Object, text: &[u8]) -> Result<String, FieldError> {
+    let ConversationRequest { metadata, .. } = ConversationRequest::of_update(object, text)?;
     Ok(Value::Object(metadata).to_string())
 }
 
@@ -149,11 +121,11 @@ pub async fn update(
     request: Request,
 ) -> Result<Json<ConversationReply>, Problem> {
     let (metadata, room) = body::read(request, &shared, CONVERSATION_BYTES, read_update).await?;
-    drop(room);
     let described = in_time(shared.store.conversation(&subject.owner, session)).await;
     let described = described.map_err(of_conversation)?;
-    let set = in_time(shared.generations.set_metadata(&subject, session, &metadata)).await;
-    set.map_err(of_conversation)?;
+    let set = in_time(shared.generations.set_metadata(&subject, session, metadata)).await;
+    let metadata = set.map_err(of_conversation)?;
+    drop(room);
     Ok(Json(ConversationReply::of(session, &DescribedConversation { metadata, ..described })))
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+pub use super::super::responses::schema::ShownItem as ConversationItem;
 use super::super::responses::schema::{item, metadata};
 use super::super::schema::object;
 
@@ -24,11 +25,6 @@ pub struct UpdateConversation {}
 #[schema(as = OpenAiCreateItems)]
 pub struct CreateItems {}
 
-/// An item of a conversation; [`describe`] writes its schema.
-#[derive(ToSchema)]
-#[schema(as = OpenAiConversationItem)]
-pub struct ConversationItem {}
-
 /// Writes the schemas that a type cannot describe exactly into the API's description.
 pub fn describe(document: &mut Value) {
     let items = |kinds: &[&str], least: usize| {
@@ -42,22 +38,9 @@ pub fn describe(document: &mut Value) {
         ("OpenAiCreateConversation", object(&[], &create)),
         ("OpenAiUpdateConversation", object(&["metadata"], &json!({"metadata": metadata()}))),
         ("OpenAiCreateItems", object(&["items"], &json!({"items": items(&["array"], 1)}))),
-        ("OpenAiConversationItem", shown_item()),
     ] {
         if let Some(place) = document.pointer_mut(&format!("/components/schemas/{name}")) {
             *place = schema;
         }
     }
-}
-
-fn shown_item() -> Value {
-    json!({
-        "type": "object", "required": ["id", "type", "status"],
-        "properties": {
-            "id": {"type": "string"},
-            "type": {"type": "string",
-                "enum": ["message", "function_call", "function_call_output", "reasoning"]},
-            "status": {"type": "string", "enum": ["completed", "incomplete"]},
-        },
-    })
 }

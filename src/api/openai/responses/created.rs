@@ -6,7 +6,7 @@ use super::stored::StoredResponse;
 use crate::api::state::Shared;
 use crate::follow::AcceptedTurn;
 use crate::http::problem::Problem;
-use crate::session::Owner;
+use crate::limits::Subject;
 
 /// A response whose turn was accepted.
 pub struct CreatedResponse {
@@ -25,14 +25,14 @@ impl CreatedResponse {
     /// Where the turn was accepted before, and cannot be read.
     pub async fn of(
         shared: &Shared,
-        owner: &Owner,
+        subject: &Subject,
         key: ResponseKey,
         request: StoredRequest,
         accepted: AcceptedTurn,
     ) -> Result<Self, Problem> {
         let object = if accepted.submitted.repeated {
             // The response shows when it was created, not when it was asked for again.
-            StoredResponse::read(shared, owner, key).await?.into_object()
+            StoredResponse::read(shared, subject, key).await?.into_object()
         } else {
             ResponseObject::new(key, accepted.submitted.generation, request)
         };

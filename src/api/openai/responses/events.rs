@@ -4,7 +4,7 @@
 //! not from when these arrived: each replica writes the same ones at any time, so that a client
 //! resumes after any number, anywhere.
 //!
-//! This dialect cannot take text back. Where an answer begins anew, the numbers of its events leap by
+//! This dialect cannot take text back. Where an answer starts again, the numbers of its events leap by
 //! [`RESTART_LEAP`], so that a number never stands for two texts.
 //!
 //! An event is made only when it is sent: those of an answer take fifty times the bytes of its text, and a
@@ -19,17 +19,17 @@ use super::super::errors::ErrorEnvelope;
 use super::object::{OpenState, ResponseObject};
 use super::output::{has_message, reasoning_part, status_of, text_part};
 use super::pieces::next_piece;
-use crate::api::json_size::quoted_size;
 use crate::api::sent_text::{Diverged, SentText};
 use crate::http::problem::Problem;
 use crate::session::Message;
 use crate::session::model::ToolCall;
+use crate::session::stored_message::escaped_size;
 
-/// By how much the numbers leap where an answer begins anew: by more events than one answer has.
+/// By how much the numbers leap where an answer starts again: by more events than one answer has.
 pub const RESTART_LEAP: u64 = 1_000_000;
 /// The number of the first event that depends on the answer.
 const FIRST_OF_ANSWER: u64 = 2;
-/// Bytes of an event beside its texts and its response, at most.
+/// Bytes of an event in addition to its texts and its response, at most.
 const FRAME_BYTES: usize = 1 << 10;
 
 /// One event.
@@ -46,7 +46,7 @@ pub struct Events {
     response: ResponseObject,
     /// The number of the last event that the client has.
     after: Option<u64>,
-    /// How often the answer has begun anew.
+    /// How often the answer has started again.
     restarts: u64,
     /// The number of the next event, without the leaps.
     next: u64,
@@ -184,8 +184,8 @@ impl Events {
         Some(texts + FRAME_BYTES)
     }
 
-    /// Returns the bytes that are kept beside the events: what the response shows of its request, and the
-    /// texts so far.
+    /// Returns the bytes that are kept in addition to the events: what the response shows of its request, and
+    /// the texts so far.
     pub fn kept_bytes(&self) -> usize {
         let texts = self.reasoning.sent.as_str().len() + self.message.sent.as_str().len();
         let answer = self.answer.as_ref();
@@ -199,8 +199,8 @@ impl Events {
         self.has_answer
     }
 
-    /// Notes how often the answer has begun anew, before its first text and where it may have begun
-    /// anew.
+    /// Notes how often the answer has started again, before its first text and where it may have started
+    /// again.
     ///
     /// # Errors
     /// Where the client has events of a text that was taken back.
@@ -213,7 +213,7 @@ impl Events {
         match self.after {
             Some(after) if after >= FIRST_OF_ANSWER && after / RESTART_LEAP != restarts => {
                 let detail = format!(
-                    "The answer began anew, and event {after} is not one of it; stream the response \
+                    "The answer started again, and event {after} is not one of it; stream the response \
                      from its beginning."
                 );
                 Err(Problem::new(StatusCode::CONFLICT, "answer_restarted", detail))
@@ -484,7 +484,7 @@ impl Events {
 
     /// Returns the bytes of a text as JSON.
     fn text_bytes(&self, kind: ItemKind) -> usize {
-        quoted_size(self.text(kind)) + FRAME_BYTES
+        escaped_size(self.text(kind)) + FRAME_BYTES
     }
 
     /// Makes an event about the one part of an item.
@@ -547,7 +547,7 @@ fn item_status(answer: &Message) -> &'static str {
 
 /// Returns the bytes of a call of a function as JSON, at most.
 fn call_bytes(call: &ToolCall) -> usize {
-    [&call.id, &call.name, &call.arguments].map(|text| quoted_size(text)).iter().sum::<usize>()
+    [&call.id, &call.name, &call.arguments].map(|text| escaped_size(text)).iter().sum::<usize>()
         + FRAME_BYTES
 }
 
@@ -608,7 +608,7 @@ mod tests {
         taken(&mut events)
     }
 
-    /// Makes all events that are known, each within the size that is told before.
+    /// Makes all events that are known, each within the size that is announced before.
     fn taken(events: &mut Events) -> Vec<NumberedEvent> {
         let mut made = Vec::new();
         while let Some(bytes) = events.next_size() {
@@ -700,7 +700,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_begins_anew_has_other_numbers_and_is_never_spliced() {
+    fn an_answer_that_starts_again_has_other_numbers_and_is_never_spliced() {
         let response = response();
         let mut events = Events::new(response.clone(), None);
         events.note_restarts(1).expect("nothing was sent");

@@ -1,9 +1,11 @@
 //! Creates a response as a turn of a conversation.
 
+use std::sync::Arc;
+
 use axum::http::HeaderMap;
 use chrono::Utc;
 
-use super::super::conversation_id::conversation_not_found;
+use super::super::conversation_id::of_conversation;
 use super::super::messages::{CallNames, Messages};
 use super::super::newest::newest_messages;
 use super::super::params::{INVALID_VALUE, error};
@@ -13,20 +15,18 @@ use super::input::{self, InputItem};
 use super::object::StoredRequest;
 use super::request::ResponseRequest;
 use crate::api::idempotency;
+use crate::api::own_turn::TurnOrigin;
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
-use crate::digest::sha256_hex;
 use crate::follow::{self, Submission};
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
 use crate::session::model::ToolCall;
-use crate::session::store::{
-    ADDED_BYTES, Attached, BROUGHT_BYTES, IdempotencyKey, NewTurn, REQUEST_BYTES, json_bytes,
-};
+use crate::session::store::{ADDED_BYTES, BROUGHT_BYTES, REQUEST_BYTES, json_bytes};
 use crate::session::stored_message::json_size;
-use crate::session::{Message, Owner, Role, SessionId, TurnSpec};
+use crate::session::{Message, Owner, Role, SessionId};
 
-/// What keeps the idempotency keys of this front apart from those of others in one session.
+/// The prefix that keeps the idempotency keys of this front apart from those of others in one session.
 const KEY_KIND: &str = "openai-response\n";
 
 /// Submits a request as the next turn of a conversation.
@@ -44,42 +44,34 @@ pub async fn submit(
         return Err(refusal.into());
     }
     tracing::Span::current().record("session", session.redacted());
-    let owner = permit.subject.owner.clone();
-    let key = idempotency::key(headers, &owner)?;
-    let has_own_key = key.is_some() && !idempotency::is_by_proxy(headers);
+    let subject = Arc::clone(&permit.subject);
+    let owner = &subject.owner;
+    let key = idempotency::key(headers, owner)?;
     let digest = request.digest();
-    in_time(shared.store.conversation(&owner, session)).await.map_err(of_conversation)?;
+    in_time(shared.store.conversation(owner, session)).await.map_err(of_conversation)?;
     let ResponseRequest { spec, input, images, shown, .. } = request;
-    let calls = calls_before(shared, &owner, session, &input).await?;
+    let calls = calls_before(shared, owner, session, &input).await?;
     let stored = StoredRequest { created_at: Utc::now().timestamp(), earlier: 0, shown };
     let instructions = stored.shown.instructions.as_ref().map_or(0, String::len);
     let images = images.into_images();
     let messages = input::conversation(calls, Vec::new(), &input, instructions, images);
-    let Messages { before, mut question, images } =
+    let Messages { before, question, images } =
         messages.map_err(|error| Problem::from(vec![error]))?;
     drop(input);
     if json_bytes(&before) + json_size(&question.content) > ADDED_BYTES {
         let msg = format!("must have at most {ADDED_BYTES} bytes as JSON in a conversation");
         return Err(vec![error("input", INVALID_VALUE, msg)].into());
     }
-    let content = std::mem::take(&mut question.content);
     let question = Message { request: serde_json::to_string(&stored).ok(), before, ..question };
-    let is_background = stored.shown.background;
-    let cancel_on_disconnect = !is_background && key.is_none();
-    let turn = NewTurn {
-        spec: TurnSpec {
-            source: permit.subject.source.0.clone(),
-            needs_listener: !is_background && !has_own_key,
-            ..spec
-        },
-        content,
-        conversation: None,
-        attached: Attached { question: Some(Box::new(question)), images },
-        key: key.map(|key| IdempotencyKey {
-            key: sha256_hex(format!("{KEY_KIND}{key}").as_bytes()),
-            body: digest,
-        }),
+    let origin = TurnOrigin {
+        kind: KEY_KIND,
+        key,
+        is_by_proxy: idempotency::is_by_proxy(headers),
+        digest,
+        is_background: stored.shown.background,
     };
+    let cancel_on_disconnect = origin.cancels_on_disconnect();
+    let turn = origin.turn(&permit, spec, question, images);
     let size = turn.stored_size();
     if size.is_too_large() || size.question > BROUGHT_BYTES {
         let msg = format!(
@@ -93,12 +85,7 @@ pub async fn submit(
     let accepted = follow::submit(&shared.generations, submission).await;
     let accepted = accepted.map_err(|refused| of_conversation(refused.into()))?;
     let key = ResponseKey { session, generation: Some(accepted.submitted.generation) };
-    CreatedResponse::of(shared, &owner, key, stored, accepted).await
-}
-
-/// Returns the error of a conversation in place of that of its session.
-fn of_conversation(problem: Problem) -> Problem {
-    if problem.code == "session_not_found" { conversation_not_found() } else { problem }
+    CreatedResponse::of(shared, &subject, key, stored, accepted).await
 }
 
 /// Returns the calls of the conversation that results in these items may answer.

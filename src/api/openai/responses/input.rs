@@ -121,6 +121,8 @@ fn read_item(
         "message" => read_message(&mut params, images)?,
         "function_call" => {
             params.unsupported(&["async", "caller", "namespace"])?;
+            // The arguments as an object, as `parse` and `stream` of OpenAI's packages add it.
+            params.ignore(&["parsed_arguments"]);
             check_name(&mut params)?;
             let call = ToolCall {
                 id: call_id(&mut params, "call_id")?,
@@ -351,9 +353,10 @@ mod tests {
             {"id": "rs_1", "type": "reasoning", "summary": [], "status": "completed",
                 "content": [{"type": "reasoning_text", "text": "hm"}]},
             {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
-                "content": [{"type": "output_text", "text": "a", "annotations": [], "logprobs": []}]},
-            {"id": "fc_1", "type": "function_call", "call_id": "c1", "name": "f",
-                "arguments": "{}", "status": "completed"},
+                "content": [{"type": "output_text", "text": "a", "annotations": [], "logprobs": [],
+                    "parsed": {"a": 1}}]},
+            {"id": "fc_1", "type": "function_call", "call_id": "c1", "name": "f", "namespace": null,
+                "arguments": "{}", "parsed_arguments": {}, "status": "completed", "new": null},
             {"type": "function_call", "call_id": "c2", "name": "g", "arguments": "{\"x\":1}"},
             {"type": "function_call_output", "call_id": "c1", "output": "one"},
             {"type": "function_call_output", "call_id": "c2",

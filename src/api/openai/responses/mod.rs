@@ -4,7 +4,8 @@
 //! conversation, which is a session that clients create first. Its id names the session, and in a
 //! conversation the generation, too; what it shows of its request is stored with the question. The
 //! folder's parts are the request (`request`, `input`, `rules`), the response (`object`, `output`), its
-//! events (`events`, `pieces`, `stream`), and the routes (`create`, `in_conversation`, `stored`).
+//! events (`events`, `pieces`, `stream`), and the routes (`create`, `in_conversation`, `stored`,
+//! with `reading`).
 
 pub(crate) mod create;
 mod created;
@@ -14,6 +15,7 @@ pub(super) mod input;
 mod object;
 pub(super) mod output;
 mod pieces;
+mod reading;
 mod request;
 mod rules;
 pub mod schema;

@@ -46,7 +46,7 @@ pub enum OpenState {
     InProgress,
 }
 
-/// Counts bytes in place of writing them.
+/// Counts bytes instead of writing them.
 struct Counted(usize);
 
 impl io::Write for Counted {
@@ -83,11 +83,6 @@ impl ResponseObject {
     pub fn new(key: ResponseKey, generation: GenerationId, request: StoredRequest) -> Self {
         let conversation = key.generation.map(|_| conversation_id(key.session));
         Self { id: key.id(), conversation, items: AnswerItems(generation), request }
-    }
-
-    /// Returns the id.
-    pub fn id(&self) -> &str {
-        &self.id
     }
 
     /// Returns the response as JSON before its end.

@@ -21,7 +21,7 @@ use crate::session::store::REQUEST_BYTES;
 use crate::session::stored_message::json_size;
 use crate::session::{SessionId, TurnSpec};
 
-/// Bytes that a stored response has besides what its request brings, about.
+/// Bytes that a stored response has in addition to what its request brings, about.
 const STORED_BESIDES: u64 = 4 << 10;
 
 /// A request for a response.
@@ -109,9 +109,8 @@ impl ResponseRequest {
         }
         let instructions = params.text("instructions")?.map(str::to_owned);
         let max_output_tokens = params.integer("max_output_tokens", 1)?;
-        // Whatever the sign of zero is, the request is the same.
-        let temperature = params.number("temperature", 0.0, 2.0)?.unwrap_or(DEFAULT_SAMPLING) + 0.0;
-        let top_p = params.number("top_p", 0.0, 1.0)?.unwrap_or(DEFAULT_SAMPLING) + 0.0;
+        let temperature = params.number("temperature", 0.0, 2.0)?.unwrap_or(DEFAULT_SAMPLING);
+        let top_p = params.number("top_p", 0.0, 1.0)?.unwrap_or(DEFAULT_SAMPLING);
         let presence_penalty = penalty(&mut params, "presence_penalty")?;
         let frequency_penalty = penalty(&mut params, "frequency_penalty")?;
         let (think, effort) = read_reasoning(&mut params)?;
@@ -168,6 +167,11 @@ impl ResponseRequest {
         Ok(Self { spec, input, images, previous, conversation, stream, shown })
     }
 
+    /// Returns the bytes of what a response shows of its request, as JSON.
+    pub fn shown_bytes(&self) -> usize {
+        json_size(&self.shown)
+    }
+
     /// Returns a digest that is the same for the same request, streamed or not.
     pub fn digest(&self) -> String {
         let input: Vec<_> = self.input.iter().map(InputItem::for_digest).collect();
@@ -195,17 +199,14 @@ fn check_size(spec: &TurnSpec, shown: &Shown) -> Result<(), FieldError> {
 
 /// Reads a penalty, which the response shows; without it there is none, whatever the model's own is.
 fn penalty(params: &mut Params<'_>, name: &'static str) -> Result<f64, FieldError> {
-    // Whatever the sign of zero is, the request is the same.
-    Ok(params.number(name, -2.0, 2.0)?.unwrap_or_default() + 0.0)
+    Ok(params.number(name, -2.0, 2.0)?.unwrap_or_default())
 }
 
 /// Refuses what is not supported.
 fn refuse_others(params: &mut Params<'_>) -> Result<(), FieldError> {
     let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
     params.only("include", "[]", is_empty)?;
-    params.only("service_tier", "\"auto\" or \"default\"", |value| {
-        *value == "auto" || *value == "default"
-    })?;
+    params.service_tier()?;
     params.only("top_logprobs", "0", |value| value.as_f64() == Some(0.0))?;
     params.only("truncation", "\"disabled\"", |value| *value == "disabled")?;
     params.unsupported(&[

@@ -4,8 +4,10 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE};
-use super::super::tools::{bounded, check_name, is_single_call, may_call, strictness};
-use crate::api::answer_rules::{FORMAT_BYTES, TOOLS, TOOLS_BYTES};
+use super::super::tools::{
+    NamedSchema, bounded, check_name, is_single_call, may_call, named_schema, strictness,
+};
+use crate::api::answer_rules::{TOOLS, TOOLS_BYTES};
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::raw_value;
 use crate::raw_fields::RawFields;
@@ -64,16 +66,9 @@ fn format(params: &mut Params<'_>, body: &[u8]) -> Result<(Option<String>, Strin
         "text" => plain(),
         "json_object" => (Some("\"json\"".to_owned()), r#"{"type":"json_object"}"#.to_owned()),
         "json_schema" => {
-            check_name(&mut format)?;
-            let name = json!(format.required_text("name")?);
-            let description = json!(format.text("description")?);
-            // The host enforces the schema either way.
-            let strict = format.flag("strict")?.unwrap_or(false);
-            let schema = format.required("schema")?;
-            Params::of_value(schema, "text.format.schema")?;
-            // The order of its fields is lost in the parsed value.
             let raw = raw_value(body, &["text", "format", "schema"]);
-            let schema = bounded(raw, schema, FORMAT_BYTES, "text.format.schema")?;
+            let NamedSchema { name, description, strict, schema } = named_schema(&mut format, raw)?;
+            let (name, description) = (json!(name), json!(description));
             let shown = format!(
                 r#"{{"type":"json_schema","name":{name},"description":{description},"schema":{schema},"strict":{strict}}}"#
             );

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::super::schema::{MODEL_NAME, call_id, hint, number, object, only};
+use super::super::schema::{
+    MODEL_NAME, call_id, hint, ignored, number, object, only, reply_object,
+};
 use crate::api::answer_rules::NAME_PATTERN;
 use crate::api::large_body::PIXEL;
 
@@ -28,13 +30,34 @@ pub struct ResponseEvent {
     data: String,
 }
 
+/// An item of an input or of a conversation, as it is shown; [`describe`] writes its schema.
+#[derive(ToSchema)]
+#[schema(as = OpenAiItem)]
+pub struct ShownItem {}
+
 /// Writes the schemas that a type cannot describe exactly into the API's description.
 pub fn describe(document: &mut Value) {
-    for (name, schema) in [("OpenAiCreateResponse", request()), ("OpenAiResponse", response())] {
+    for (name, schema) in [
+        ("OpenAiCreateResponse", request()),
+        ("OpenAiResponse", response()),
+        ("OpenAiItem", shown_item()),
+    ] {
         if let Some(place) = document.pointer_mut(&format!("/components/schemas/{name}")) {
             *place = schema;
         }
     }
+}
+
+fn shown_item() -> Value {
+    json!({
+        "type": "object", "required": ["id", "type", "status"],
+        "properties": {
+            "id": {"type": "string"},
+            "type": {"type": "string",
+                "enum": ["message", "function_call", "function_call_output", "reasoning"]},
+            "status": {"type": "string", "enum": ["completed", "incomplete"]},
+        },
+    })
 }
 
 /// The id of a conversation.
@@ -75,7 +98,7 @@ pub fn item(of_input: bool) -> Value {
         &["type", "text"],
         &json!({
             "type": kind("output_text"), "text": {"type": "string"}, "annotations": empty,
-            "logprobs": empty,
+            "logprobs": empty, "parsed": ignored(),
         }),
     );
     let message = |roles: &[&str], parts: &[&Value]| {
@@ -96,6 +119,7 @@ pub fn item(of_input: bool) -> Value {
             "name": {"type": "string", "pattern": NAME_PATTERN},
             "arguments": {"type": "string", "enum": ["{}"],
                 "description": "Any JSON object, as text"},
+            "parsed_arguments": ignored(),
         }),
     );
     let result = object(
@@ -226,7 +250,7 @@ fn request() -> Value {
 
 fn response() -> Value {
     let tokens = json!({"type": "integer", "minimum": 0});
-    let usage = object(
+    let usage = reply_object(
         &[
             "input_tokens",
             "input_tokens_details",
@@ -236,13 +260,13 @@ fn response() -> Value {
         ],
         &json!({
             "input_tokens": tokens, "output_tokens": tokens, "total_tokens": tokens,
-            "input_tokens_details": object(&["cached_tokens", "cache_write_tokens"],
+            "input_tokens_details": reply_object(&["cached_tokens", "cache_write_tokens"],
                 &json!({"cached_tokens": tokens, "cache_write_tokens": tokens})),
-            "output_tokens_details": object(&["reasoning_tokens"],
+            "output_tokens_details": reply_object(&["reasoning_tokens"],
                 &json!({"reasoning_tokens": tokens})),
         }),
     );
-    let error = object(
+    let error = reply_object(
         &["code", "message", "type", "param"],
         &json!({
             "code": {"type": "string"}, "message": {"type": "string"},
@@ -262,14 +286,14 @@ fn response() -> Value {
     let seconds = json!({"type": ["integer", "null"]});
     let properties = json!({
         "id": {"type": "string", "pattern": "^resp_[0-9a-f]{32}([0-9a-f]{32})?$"},
-        "conversation": object(&["id"], &json!({"id": {"type": "string", "pattern": CONVERSATION}})),
+        "conversation": reply_object(&["id"], &json!({"id": {"type": "string", "pattern": CONVERSATION}})),
         "object": kind("response"),
         "created_at": {"type": "integer"},
         "completed_at": seconds,
         "status": {"type": "string", "enum": ["queued", "in_progress", "completed", "incomplete",
             "cancelled", "failed"]},
         "error": nullable(error),
-        "incomplete_details": nullable(object(&["reason"],
+        "incomplete_details": nullable(reply_object(&["reason"],
             &json!({"reason": kind("max_output_tokens")}))),
         "output": {"type": "array", "items": item},
         "usage": nullable(usage),
@@ -282,7 +306,7 @@ fn response() -> Value {
         "parallel_tool_calls": {"type": "boolean"},
         "previous_response_id": text(),
         "prompt_cache_key": text(),
-        "reasoning": object(&["effort", "summary"], &json!({"effort": text(), "summary": text()})),
+        "reasoning": reply_object(&["effort", "summary"], &json!({"effort": text(), "summary": text()})),
         "safety_identifier": text(),
         "service_tier": {"type": "string"},
         "store": {"type": "boolean"},
@@ -299,5 +323,5 @@ fn response() -> Value {
     // Only a turn of a conversation has that.
     let names = properties.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
     let names: Vec<&str> = names.filter(|name| *name != "conversation").collect();
-    object(&names, &properties)
+    reply_object(&names, &properties)
 }

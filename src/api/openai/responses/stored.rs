@@ -1,6 +1,5 @@
 //! Stored responses: retrieved, streamed again, cancelled, deleted, listed by their input.
 
-use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use axum::extract::State;
@@ -10,51 +9,42 @@ use axum::response::Response;
 use axum::{Extension, Json};
 use chrono::Utc;
 use serde::Serialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 
 use super::super::params::{INVALID_VALUE, UNSUPPORTED_VALUE};
-use super::super::query::check_names;
-use super::super::shapes::ErrorReply;
+use super::super::query::{ItemPage, Order, PageQuery, check_names, unknown_after};
+use super::super::shapes::{ConflictReply, ErrorReply};
 use super::object::{OpenState, ResponseObject, StoredRequest};
-use super::schema::{ResponseEvent, ResponseReply};
+use super::reading::{self, ReadPermit};
+use super::schema::{ResponseEvent, ResponseReply, ShownItem};
 use super::stream::ResponseWriter;
 use super::{ResponseKey, ResponsePath, input, not_found};
-use crate::api::json_page;
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::api::streamed_turn;
 use crate::follow::{Follow, Resumed};
 use crate::generation::CancelOutcome;
-use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::{FieldError, Fields};
 use crate::http::extract::query::QueryFields;
 use crate::http::middleware::LimitedCaller;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
-use crate::http::room::ReservedReply;
+use crate::http::room::HandedRoom;
+use crate::limits::Subject;
 use crate::session::store::{AnsweredTurn, ReadFrom, ReadOutcome, message};
 use crate::session::{Cursor, FinishReason, Message, Owner, Role, Status, StoreError};
 use crate::sign_in::Identity;
 
-/// Items of a page of an input: the most, and the default.
-const ITEMS: (i64, i64) = (100, 20);
-
-/// Responses that are read at the same time, at most: their requests and answers are in memory several
-/// times, as they are stored, parsed and written, which is more than the room of one page.
-const READ_AT_ONCE: usize = 16;
-static READING: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(READ_AT_ONCE)));
-
-/// A response as it is stored.
+/// A response as it is stored, with the right to read it: it is dropped before anything but a read of it is
+/// waited for.
 pub struct StoredResponse {
     /// The fields that the response has in every state.
     pub object: ResponseObject,
     /// Its turn.
     pub turn: AnsweredTurn,
     key: ResponseKey,
-    _reading: OwnedSemaphorePermit,
+    _reading: ReadPermit,
 }
 
 impl StoredResponse {
@@ -62,10 +52,15 @@ impl StoredResponse {
     ///
     /// # Errors
     /// Where the caller has none of this key, or Redis does not reply.
-    pub async fn read(shared: &Shared, owner: &Owner, key: ResponseKey) -> Result<Self, Problem> {
+    pub async fn read(
+        shared: &Shared,
+        subject: &Subject,
+        key: ResponseKey,
+    ) -> Result<Self, Problem> {
+        let owner = &subject.owner;
         let read = in_time(async {
-            // The semaphore is never closed.
-            let reading = Arc::clone(&READING).acquire_owned().await.map_err(|_| not_found())?;
+            let reading = reading::permit(reading::client(subject)).await;
+            let reading = reading.ok_or_else(not_found)?;
             let turn = match turn_of(shared, owner, key).await {
                 Ok(turn) => turn.ok_or_else(not_found)?,
                 Err(StoreError::Absent) => return Err(not_found()),
@@ -154,13 +149,28 @@ async fn turn_of(
     Ok(Some(AnsweredTurn { generation, brought: 0, question, answer }))
 }
 
+/// Notifies the replica with the turn of a response that its client asks for it, so that the turn of a caller
+/// that is not signed in goes on waiting. Where that fails, the client's next request does it.
+async fn note_poll(shared: &Shared, owner: &Owner, stored: &StoredResponse) {
+    if *owner != Owner::Anonymous || stored.turn.answer.is_some() {
+        return;
+    }
+    let noted = async {
+        let noted = shared.store.publish_poll(stored.key.session).await;
+        noted.map_err(StoreError::from)
+    };
+    if let Err(problem) = in_time(noted).await {
+        tracing::debug!(code = %problem.code, "poll of a response not noted");
+    }
+}
+
 /// Reads a response that its caller may retrieve.
 async fn retrievable(
     shared: &Shared,
-    owner: &Owner,
+    subject: &Subject,
     key: ResponseKey,
 ) -> Result<StoredResponse, Problem> {
-    let stored = StoredResponse::read(shared, owner, key).await?;
+    let stored = StoredResponse::read(shared, subject, key).await?;
     if stored.object.request.shown.store { Ok(stored) } else { Err(not_found()) }
 }
 
@@ -183,7 +193,7 @@ pub fn json_reply(text: String) -> Response {
     responses(
         (status = 200, description = "The response; with `stream` its events",
             content((ResponseReply = "application/json"), (ResponseEvent = "text/event-stream"))),
-        ErrorReply,
+        ErrorReply, ConflictReply,
     ),
 )]
 pub async fn retrieve(
@@ -191,7 +201,7 @@ pub async fn retrieve(
     caller: Identity,
     LimitedCaller(subject): LimitedCaller,
     last_byte: LastByte,
-    Extension(reserved): Extension<ReservedReply>,
+    Extension(reserved): Extension<HandedRoom>,
     ResponsePath(key): ResponsePath,
     QueryFields(query): QueryFields,
 ) -> Result<Response, Problem> {
@@ -207,7 +217,8 @@ pub async fn retrieve(
     }
     fields.finish(())?;
     let owner = caller.owner;
-    let stored = retrievable(&shared, &owner, key).await?;
+    let stored = retrievable(&shared, &subject, key).await?;
+    note_poll(&shared, &owner, &stored).await;
     let Some(permit) = shared.admit_stream(stream, &subject).await? else {
         return Ok(json_reply(stored.json(&shared, &owner).await?));
     };
@@ -236,26 +247,27 @@ pub async fn retrieve(
 )]
 pub async fn cancel(
     State(shared): State<Shared>,
-    Caller(owner): Caller,
+    LimitedCaller(subject): LimitedCaller,
     ResponsePath(key): ResponsePath,
 ) -> Result<Response, Problem> {
-    let stored = retrievable(&shared, &owner, key).await?;
+    let owner = &subject.owner;
+    let stored = retrievable(&shared, &subject, key).await?;
     if !stored.object.request.shown.background {
         let msg = "is of a response without background: it is cancelled when its client goes away";
         return Err(vec![FieldError::new("path", "response_id", INVALID_VALUE, msg)].into());
     }
     if stored.turn.answer.is_some() {
-        return Ok(json_reply(stored.json(&shared, &owner).await?));
+        return Ok(json_reply(stored.json(&shared, owner).await?));
     }
     let generation = Some(stored.turn.generation);
+    // The cancel, and what is read after it, does not wait with what was read before.
+    let object = stored.into_object();
     let begun = Instant::now();
-    let outcome = shared.generations.cancel(&owner, key.session, generation).await?;
+    let outcome = shared.generations.cancel(owner, key.session, generation).await?;
     if let CancelOutcome::Cancelled { upstream_closed, .. } = outcome {
         tracing::debug!(upstream_closed, elapsed = ?begun.elapsed(), "response cancelled");
     }
-    // What is read once more does not wait for what was read before.
-    let object = stored.into_object();
-    match retrievable(&shared, &owner, key).await {
+    match retrievable(&shared, &subject, key).await {
         // A turn of a conversation that was cancelled while it waited leaves nothing there.
         Err(problem) if key.generation.is_some() && problem.status == StatusCode::NOT_FOUND => {
             let answer = Message {
@@ -265,7 +277,7 @@ pub async fn cancel(
             };
             Ok(json_reply(object.ended(&answer)))
         }
-        stored => Ok(json_reply(stored?.json(&shared, &owner).await?)),
+        stored => Ok(json_reply(stored?.json(&shared, owner).await?)),
     }
 }
 
@@ -290,26 +302,28 @@ pub struct Deleted {
 )]
 pub async fn delete(
     State(shared): State<Shared>,
-    Caller(owner): Caller,
+    LimitedCaller(subject): LimitedCaller,
     ResponsePath(key): ResponsePath,
 ) -> Result<Json<Deleted>, Problem> {
-    let stored = retrievable(&shared, &owner, key).await?;
+    let owner = &subject.owner;
+    let stored = retrievable(&shared, &subject, key).await?;
+    let is_open = stored.turn.answer.is_none();
+    drop(stored);
     let ResponseKey { session, generation } = key;
     let deleted = match generation {
-        None => in_time(shared.generations.clear(&owner, session, true)).await.map(drop),
+        None => in_time(shared.generations.clear(owner, session, true)).await.map(drop),
         Some(generation) => {
-            if stored.turn.answer.is_none() {
-                shared.generations.cancel(&owner, session, Some(generation)).await?;
+            if is_open {
+                shared.generations.cancel(owner, session, Some(generation)).await?;
             }
-            in_time(shared.store.hide_request(&owner, session, generation)).await.map(drop)
+            in_time(shared.generations.hide_request(owner, session, generation)).await
         }
     };
     match deleted {
         Err(problem) if problem.status == StatusCode::NOT_FOUND => Err(not_found()),
-        deleted => deleted.map(|()| {
-            let id = stored.object.id().to_owned();
-            Json(Deleted { id, object: "response", deleted: true })
-        }),
+        deleted => {
+            deleted.map(|()| Json(Deleted { id: key.id(), object: "response", deleted: true }))
+        }
     }
 }
 
@@ -320,7 +334,7 @@ pub struct InputItems {
     /// Always `list`.
     object: &'static str,
     /// The items.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<ShownItem>)]
     data: Vec<Box<RawValue>>,
     /// The id of the first item; empty where there is none.
     first_id: String,
@@ -346,44 +360,20 @@ pub struct InputItems {
 )]
 pub async fn input_items(
     State(shared): State<Shared>,
-    Caller(owner): Caller,
+    LimitedCaller(subject): LimitedCaller,
     ResponsePath(key): ResponsePath,
     QueryFields(query): QueryFields,
 ) -> Result<Json<InputItems>, Problem> {
-    let mut fields = Fields::new("query", &query);
-    check_names(&mut fields, &["limit", "order", "after"], &query);
-    let limit = fields.integer("limit", 1, ITEMS.0).unwrap_or(ITEMS.1);
-    let order = fields.text("order", usize::MAX).unwrap_or("desc");
-    if !["asc", "desc"].contains(&order) {
-        fields.refuse("order", INVALID_VALUE, "must be asc or desc");
-    }
-    let after = fields.text("after", usize::MAX);
-    fields.finish(())?;
-    let stored = retrievable(&shared, &owner, key).await?;
-    let mut items = input::items(&stored.messages(&shared, &owner, true).await?);
-    if order == "desc" {
+    let asked = PageQuery::read(&query)?;
+    let stored = retrievable(&shared, &subject, key).await?;
+    let mut items = input::items(&stored.messages(&shared, &subject.owner, true).await?);
+    if asked.order == Order::Descending {
         items.reverse();
     }
-    if let Some(after) = after {
+    if let Some(after) = asked.after {
         let at = items.iter().position(|item| item["id"] == after);
-        let Some(at) = at else {
-            let msg = "must be the id of an item of this input";
-            return Err(vec![FieldError::new("query", "after", INVALID_VALUE, msg)].into());
-        };
-        items.drain(..=at);
+        items.drain(..=at.ok_or_else(|| unknown_after("input"))?);
     }
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let data = json_page::fitting(items.iter().take(limit));
-    let has_more = items.len() > data.len();
-    items.truncate(data.len());
-    let id = |item: Option<&Value>| {
-        item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned()
-    };
-    Ok(Json(InputItems {
-        object: "list",
-        first_id: id(items.first()),
-        last_id: id(items.last()),
-        data,
-        has_more,
-    }))
+    let ItemPage { data, first_id, last_id, has_more } = ItemPage::of(&items, asked.limit, false);
+    Ok(Json(InputItems { object: "list", data, first_id, last_id, has_more }))
 }

@@ -22,7 +22,7 @@ pub struct ResponseWriter {
     events: Events,
     /// The update that is to be written next.
     update: Option<Update>,
-    /// Whether the next text is the first one, so that the answer may have begun anew before it.
+    /// Whether the next text is the first one, so that the answer may have started again before it.
     is_fresh: bool,
     /// Why the turn failed.
     failure: Option<Problem>,
@@ -44,7 +44,7 @@ impl TurnWriter for ResponseWriter {
         }
         let Some(update) = self.update.take() else { return Ok(()) };
         let answer = match update {
-            // What follows begins anew, and `Events` compares it with what was sent.
+            // The text that follows starts again, and `Events` compares it with what was sent.
             Update::Restart => {
                 self.is_fresh = true;
                 None
@@ -139,8 +139,8 @@ impl ResponseWriter {
         (writer, FrontOutput::default())
     }
 
-    /// Returns how often the answer has begun anew, where the update brings its first text or its end.
-    async fn restarts_before_update(&self) -> Result<Option<u32>, Problem> {
+    /// Returns how often the answer has started again, where the update brings its first text or its end.
+    async fn restarts_before_update(&mut self) -> Result<Option<u32>, Problem> {
         let until = match &self.update {
             _ if !self.is_fresh => return Ok(None),
             Some(Update::Stored(message)) => return Ok(Some(message.restarts())),
