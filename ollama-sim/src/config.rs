@@ -53,7 +53,7 @@ pub struct Config {
     pub engine: EngineKind,
 
     /// Models that are there, separated by commas; one with 'think' in its name thinks, one with
-    /// 'embed' only embeds, one with 'alien' cannot be loaded
+    /// 'embed' only embeds, one with 'alien' cannot be loaded, one with 'heedless' knows no `num_predict`
     #[arg(
         long,
         env = "OLLAMA_SIM_MODELS",

@@ -36,12 +36,12 @@ struct End {
 }
 
 impl Entry {
-    /// The prompt that the model saw.
+    /// Records the prompt that the model saw.
     pub fn prompt(&self, prompt: Arc<str>) {
         lock(&self.end).prompt = Some(prompt);
     }
 
-    /// The figures of what was generated so far.
+    /// Records the figures of what was generated so far.
     pub fn progress(&self, prompt_tokens: usize, tokens: usize, pieces: u64) {
         let mut end = lock(&self.end);
         end.prompt_tokens = prompt_tokens;
@@ -49,7 +49,7 @@ impl Entry {
         end.pieces = pieces;
     }
 
-    /// The tokens of the prompt that the engine did not have in its cache, where it has one.
+    /// Records the tokens of the prompt that the engine did not have in its cache, where it has one.
     pub fn evaluated(&self, tokens: Option<usize>) {
         lock(&self.end).evaluated = tokens;
     }

@@ -1,6 +1,6 @@
 //! The names of models.
 
-/// The shortest form of a name, with its tag and in lower case: the registry's host, its namespace
+/// Returns the shortest form of a name, with its tag and in lower case: the registry's host, its namespace
 /// and the tag may be left out, and case does not count.
 pub fn canonical(name: &str) -> String {
     let name = with_tag(name.trim()).to_ascii_lowercase();

@@ -49,6 +49,11 @@ impl Model {
         self.origin.contains("alien")
     }
 
+    /// Returns whether the model writes on, whatever number of tokens a request allows.
+    pub fn is_heedless(&self) -> bool {
+        self.origin.contains("heedless")
+    }
+
     /// Returns whether the model takes images.
     pub fn sees(&self) -> bool {
         self.origin.contains("vision")

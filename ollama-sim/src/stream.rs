@@ -31,7 +31,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// A body that starts with a frame that was already taken.
+    /// Creates a body that starts with a frame that was already taken.
     pub fn new(first: Option<Frame>, rest: UnboundedReceiver<Frame>) -> Self {
         Self { first, rest, flushed: false }
     }

@@ -40,7 +40,7 @@ pub struct Common {
     /// The options, checked later: Ollama does not treat a wrong type here as bad JSON.
     #[serde(default)]
     pub options: Option<Map<String, Value>>,
-    /// Seconds, or a duration such as `5m`; a negative one is for ever.
+    /// Seconds, or a duration such as `5m`; a negative one is forever.
     #[serde(default)]
     pub keep_alive: Option<Value>,
     /// A bool, or `low`, `medium`, `high`.

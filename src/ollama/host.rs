@@ -20,6 +20,7 @@ use super::refusal::refusal;
 use super::reply::{LoadedModel, Model, ReplyLine, Show, Tags, Version, without_bom};
 use super::wire::KeepAlive;
 use crate::blocking;
+use crate::source::ShareKey;
 use crate::telemetry::traces::{TRACEPARENT, TraceContext};
 use crate::tls::TlsOptions;
 
@@ -169,13 +170,15 @@ impl Host {
     }
 
     /// Requests the vectors of texts, within the time limit of the first token. Where they are several,
-    /// a reply that is late or too large is no fault of the host.
+    /// a reply that is late or too large is no fault of the host. It is parsed in the name of the client's
+    /// network, where it has one.
     pub(super) async fn embed(
         &self,
         path: &str,
         model: &str,
         body: &impl Serialize,
         has_several: bool,
+        client: Option<ShareKey>,
     ) -> Result<Vectors, OllamaError> {
         let (late, large) = if has_several {
             (OllamaError::TooManyTexts, OllamaError::TooManyTexts)
@@ -186,7 +189,7 @@ impl Host {
             ReplyLimits { deadline: Instant::now() + self.limits.first_token, late, large };
         let request = self.post(path)?.json(body);
         let body = self.fetch(request, model, limits).await?;
-        let vectors = blocking::run(None, body.len(), move || Vectors::parse(&utf8(body))).await;
+        let vectors = blocking::run(client, body.len(), move || Vectors::parse(&utf8(body))).await;
         self.parsed(vectors)
     }
 
@@ -420,7 +423,75 @@ pub(super) fn http_client(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread::available_parallelism;
+
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
     use super::*;
+    use crate::source::SourceKey;
+
+    /// Starts a host that replies to each request with a vector of so many bytes.
+    async fn host_of_vectors(bytes: usize) -> Host {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base = format!("http://{}", listener.local_addr().expect("an address"));
+        let vector = format!("{{\"embedding\":[{}0]}}", "0,".repeat(bytes / 2));
+        let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{vector}", vector.len());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let reply = reply.clone();
+                tokio::spawn(async move {
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"{}") {
+                        stream.read_buf(&mut request).await.expect("a request");
+                    }
+                    stream.write_all(reply.as_bytes()).await.expect("a client");
+                });
+            }
+        });
+        let limit = Duration::from_secs(10);
+        let http = http_client(limit, None, None, None).expect("a client");
+        let limits = HostTimeouts { first_token: limit, token_gap: limit };
+        let base = base.parse().expect("a URL");
+        Host::new(HostId::new("h"), base, http, limits, KeepAlive::from("5m"))
+    }
+
+    #[tokio::test]
+    async fn large_vectors_are_parsed_in_the_share_of_the_network_that_asked_for_them() {
+        let host = host_of_vectors(200_000).await;
+        let key = SourceKey::default();
+        let network =
+            |address: &str| key.source(address.parse().expect("an address")).widest_network();
+        let (one, other) = (network("192.0.2.1"), network("192.0.2.2"));
+        let embed = async |client| {
+            host.embed("api/embed", "m", &serde_json::json!({}), false, client).await
+        };
+        assert!(embed(one).await.is_ok_and(|vectors| vectors.bytes > 200_000));
+        // Work that waits for its end takes all of one network's share.
+        let (ends, waits): (Vec<_>, Vec<_>) = (0..4).map(|_| mpsc::sync_channel::<()>(1)).unzip();
+        let holds = waits.into_iter().map(|end| {
+            blocking::run(one, blocking::SMALL + 1, move || {
+                // Its other half is dropped.
+                let _ = end.recv();
+            })
+        });
+        let mut held = Box::pin(join_all(holds));
+        assert!((&mut held).now_or_never().is_none());
+        let mut of_one = Box::pin(embed(one));
+        assert!(timeout(Duration::from_millis(500), &mut of_one).await.is_err(), "it has no share");
+        if available_parallelism().is_ok_and(|count| count.get() > 1) {
+            assert!(
+                timeout(Duration::from_secs(10), embed(other)).await.is_ok_and(|it| it.is_ok())
+            );
+        }
+        drop(ends);
+        let (_, of_one) = tokio::join!(held, of_one);
+        assert!(of_one.is_ok());
+    }
 
     #[test]
     fn a_name_holds_no_password() {

@@ -42,7 +42,7 @@ struct Streams {
     is_reported: bool,
 }
 
-/// What a first token says of its host.
+/// The conclusion from a first token about its host.
 #[derive(Debug, PartialEq, Eq)]
 enum Finding {
     None,
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_was_started_anew_with_more_is_reported_no_more() {
+    fn a_host_that_was_restarted_with_more_slots_is_no_longer_reported() {
         let mut streams = Streams::default();
         assert_eq!(findings(&mut streams, 2, 20), [Finding::AtMost(2)]);
         assert_eq!(findings(&mut streams, 4, 20), [Finding::Refuted]);

@@ -18,6 +18,7 @@ use super::reply::Model;
 use super::stream::TokenStream;
 use super::wire::{Always, HostChatBody, HostGenerateBody, ModelRequest, Options, Think};
 use crate::model_name::ModelName;
+use crate::source::ShareKey;
 use crate::telemetry::traces::TraceContext;
 
 /// How long a slot may stay in use after its ticket was released.
@@ -234,7 +235,8 @@ impl Slot {
         Ok(self.record(stream).await?.observed_by(observed))
     }
 
-    /// Requests the vectors of these texts of the request, in a context window of `num_ctx` tokens.
+    /// Requests the vectors of these texts of the request, in a context window of `num_ctx` tokens, in the
+    /// name of a client's network where it has one.
     ///
     /// # Errors
     /// As [`Slot::chat`], and [`OllamaError::TooManyTexts`] or [`OllamaError::ReplyTooLarge`].
@@ -243,11 +245,12 @@ impl Slot {
         request: &EmbedRequest,
         texts: Range<usize>,
         num_ctx: Option<u32>,
+        client: Option<ShareKey>,
     ) -> Result<Vectors, OllamaError> {
         let has_several = texts.len() > 1;
         let body = request.body(texts, &self.model.name, num_ctx, &self.client.keep_alive);
         let path = request.kind.path();
-        let vectors = self.client.embed(path, &self.model.name, &body, has_several).await;
+        let vectors = self.client.embed(path, &self.model.name, &body, has_several, client).await;
         let vectors = self.record(vectors).await?;
         self.client.breakers.begun(&self.model.key);
         self.client.breakers.succeeded(&self.model.key);

@@ -37,7 +37,7 @@ pub struct TokenStream {
     has_text: bool,
     repeats: Repeats,
     ended: bool,
-    /// What the host is observed by, until the end of the stream.
+    /// The observer of the host, until the end of the stream.
     observed: Option<ObservedStream>,
 }
 

@@ -178,7 +178,8 @@ impl Inference {
         Ok(counted + self.images.len() * IMAGE_TOKENS)
     }
 
-    /// The real Ollama keeps half of the context and two tokens.
+    /// Cuts the beginning of a prompt off, as the real Ollama does: it keeps half of the context and two
+    /// tokens.
     fn behead(&self, prompt: &str, tokens: usize) -> Result<Fitted, ApiError> {
         if self.common.truncate == Some(false) {
             return Err(ApiError::PromptTooLong { prompt_tokens: tokens, num_ctx: self.num_ctx });
@@ -207,8 +208,10 @@ impl Inference {
         }
         let user = template::parse(&fitted.prompt).user;
         let fault = server.faults.plan(path, &self.name, user);
-        let room =
-            (self.common.shift == Some(false)).then(|| self.num_ctx.saturating_sub(fitted.tokens));
+        let heeds = !self.model.is_heedless();
+        let room = (self.common.shift == Some(false) && heeds)
+            .then(|| self.num_ctx.saturating_sub(fitted.tokens));
+        let num_predict = self.options.num_predict.filter(|_| heeds);
         let prompt: Arc<str> = fitted.prompt.into();
         entry.prompt(Arc::clone(&prompt));
         let job = Job {
@@ -225,7 +228,7 @@ impl Inference {
                 thinks: self.model.thinks(),
                 raw,
                 room,
-                options: self.options,
+                options: Options { num_predict, ..self.options },
                 formatted: self.common.format.as_ref().and_then(schema::answer),
                 calls: self.calls,
                 images: self.images,

@@ -32,7 +32,7 @@ const BODY_LIMIT: usize = 8 << 20;
 /// The version of Ollama whose behaviour the simulator follows.
 const VERSION: &str = "0.33.0";
 
-/// All routes of one simulator.
+/// Returns all routes of one simulator.
 pub fn router(server: Arc<Simulator>) -> Router {
     Router::new()
         .route("/", get(|| async { "Ollama is running" }))

@@ -62,7 +62,7 @@ fn written(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Nanos, true)
 }
 
-/// `GET /api/tags`.
+/// Handles `GET /api/tags`.
 pub async fn tags(State(server): State<Arc<Simulator>>) -> Json<Value> {
     let models: Vec<_> = server
         .models
@@ -83,7 +83,7 @@ pub async fn tags(State(server): State<Arc<Simulator>>) -> Json<Value> {
     Json(json!({"models": models}))
 }
 
-/// `GET /api/tags` as no Ollama should list its models: first entries without a usable name, and
+/// Lists the models as no Ollama should: first entries without a usable name, and
 /// then the models without their other fields.
 pub fn odd_tags(server: &Simulator) -> Json<Value> {
     let mut models = vec![
@@ -99,7 +99,7 @@ pub fn odd_tags(server: &Simulator) -> Json<Value> {
     Json(json!({"models": models}))
 }
 
-/// `GET /api/ps`.
+/// Handles `GET /api/ps`.
 pub async fn ps(State(server): State<Arc<Simulator>>) -> Json<Value> {
     // Ollama writes a time in the far future where a model is never unloaded.
     let never = DateTime::<Utc>::from_timestamp(9_999_999_999, 0).unwrap_or_default();
@@ -124,7 +124,7 @@ pub async fn ps(State(server): State<Arc<Simulator>>) -> Json<Value> {
     Json(json!({"models": models}))
 }
 
-/// `POST /api/show`.
+/// Handles `POST /api/show`.
 pub async fn show(
     State(server): State<Arc<Simulator>>,
     body: Bytes,
@@ -161,7 +161,7 @@ pub async fn show(
     })))
 }
 
-/// `POST /api/copy`.
+/// Handles `POST /api/copy`.
 pub async fn copy(
     State(server): State<Arc<Simulator>>,
     body: Bytes,
@@ -178,7 +178,7 @@ pub async fn copy(
     }
 }
 
-/// `DELETE /api/delete`.
+/// Handles `DELETE /api/delete`.
 pub async fn delete(
     State(server): State<Arc<Simulator>>,
     body: Bytes,
@@ -191,7 +191,7 @@ pub async fn delete(
     }
 }
 
-/// `POST /api/pull`: only a stored model can be pulled.
+/// Handles `POST /api/pull`: only a stored model can be pulled.
 pub async fn pull(State(server): State<Arc<Simulator>>, body: Bytes) -> Result<Response, ApiError> {
     let request: Named = read(&body)?;
     let stream = request.stream.unwrap_or(true);

@@ -14,28 +14,28 @@ use crate::faults::Arming;
 use crate::simulator::Simulator;
 use crate::stats::Stats;
 
-/// `GET /sim/stats`.
+/// Handles `GET /sim/stats`.
 pub async fn stats(State(server): State<Arc<Simulator>>) -> Json<Stats> {
     Json(server.counters.read())
 }
 
-/// `GET /sim/requests`.
+/// Handles `GET /sim/requests`.
 pub async fn requests(State(server): State<Arc<Simulator>>) -> Json<Value> {
     Json(json!({"requests": server.journal.list()}))
 }
 
-/// `DELETE /sim/requests`.
+/// Handles `DELETE /sim/requests`.
 pub async fn forget(State(server): State<Arc<Simulator>>) -> StatusCode {
     server.journal.clear();
     StatusCode::NO_CONTENT
 }
 
-/// `GET /sim/faults`.
+/// Handles `GET /sim/faults`.
 pub async fn armed(State(server): State<Arc<Simulator>>) -> Json<Value> {
     Json(json!({"armed": server.faults.armed()}))
 }
 
-/// `POST /sim/faults`.
+/// Handles `POST /sim/faults`.
 pub async fn arm(
     State(server): State<Arc<Simulator>>,
     body: Bytes,
@@ -45,7 +45,7 @@ pub async fn arm(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `DELETE /sim/faults`.
+/// Handles `DELETE /sim/faults`.
 pub async fn disarm(State(server): State<Arc<Simulator>>) -> StatusCode {
     server.faults.clear();
     StatusCode::NO_CONTENT

@@ -152,7 +152,7 @@ impl Scripted {
         Step::Pieces(pieces)
     }
 
-    /// The time is absolute, so that a late wake-up is made up for.
+    /// Returns when the token is due. The time is absolute, so that a late wake-up is made up for.
     fn due(&self, tokens: usize) -> Instant {
         let after = tokens.saturating_sub(1) as f64 / self.rate;
         self.first_at + Duration::try_from_secs_f64(after).unwrap_or(Duration::from_hours(24))

@@ -237,7 +237,7 @@ impl Random {
         usize::try_from(self.next() % bound as u64).unwrap_or(0)
     }
 
-    /// Each word carries its number, so that a loss, a double and a change of order show.
+    /// Returns a piece. Each word carries its number, so that a loss, a double and a change of order show.
     fn piece(&mut self, number: u64) -> String {
         let word = WORDS[self.below(WORDS.len())];
         match self.below(30) {

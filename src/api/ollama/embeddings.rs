@@ -11,7 +11,7 @@ use super::fields::{self, RawJsonObject, RequestFields};
 use super::lines::nanoseconds;
 use super::request;
 use super::schema::{OllamaEmbedRequest, OllamaEmbeddingRequest};
-use super::shapes::OllamaErrorReply;
+use super::shapes::{HostErrorReply, ModelErrorReply, OllamaErrorReply};
 use crate::api::embedding::{self, HeldRequest, TEXTS, VectorForm, VectorReply, WriteVector};
 use crate::api::large_body::CONVERSATION_BYTES;
 use crate::api::state::Shared;
@@ -66,7 +66,7 @@ async fn read(
     Ok(VectorsRequest { model, held: HeldRequest { request, room } })
 }
 
-/// Reads what a request for the vectors of texts has beside its model.
+/// Reads what a request for the vectors of texts has in addition to its model.
 fn embed_request(fields: RequestFields<'_>) -> Result<EmbedRequest, Problem> {
     Ok(EmbedRequest {
         kind: EmbedKind::Normalised,
@@ -82,7 +82,7 @@ fn embed_request(fields: RequestFields<'_>) -> Result<EmbedRequest, Problem> {
     })
 }
 
-/// Reads what a request for the vector of one text has beside its model.
+/// Reads what a request for the vector of one text has in addition to its model.
 fn embedding_request(fields: RequestFields<'_>) -> Result<EmbedRequest, Problem> {
     let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
     let texts = prompt.into_iter().map(str::to_owned).collect();
@@ -93,7 +93,7 @@ fn embedding_request(fields: RequestFields<'_>) -> Result<EmbedRequest, Problem>
 #[utoipa::path(
     post, path = "/api/embed", tag = "ollama", operation_id = "ollama_embed",
     request_body = OllamaEmbedRequest,
-    responses((status = 200, body = EmbedReply), OllamaErrorReply),
+    responses((status = 200, body = EmbedReply), OllamaErrorReply, ModelErrorReply, HostErrorReply),
 )]
 pub async fn embed(
     State(shared): State<Shared>,
@@ -119,7 +119,7 @@ pub async fn embed(
 #[utoipa::path(
     post, path = "/api/embeddings", tag = "ollama", operation_id = "ollama_embeddings",
     request_body = OllamaEmbeddingRequest,
-    responses((status = 200, body = EmbeddingReply), OllamaErrorReply),
+    responses((status = 200, body = EmbeddingReply), OllamaErrorReply, ModelErrorReply, HostErrorReply),
 )]
 pub async fn embeddings(
     State(shared): State<Shared>,

@@ -18,6 +18,9 @@ const TOO_LARGE: &str = "model requires more system memory than is available";
 /// Characters of a model's name that an error repeats, at most.
 const NAME_CHARACTERS: usize = 128;
 
+/// The name of the schema of [`OllamaErrorObject`].
+pub const ERROR_SCHEMA: &str = "OllamaError";
+
 /// An error as Ollama sends it.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OllamaError)]

@@ -212,7 +212,7 @@ fn calls(calls: &[ToolCall]) -> String {
     format!(",\"tool_calls\":[{}]", list.join(","))
 }
 
-/// The reasoning that was sent. It comes before the answer, and one that begins anew is sent as a
+/// The reasoning that was sent. It comes before the answer, and one that starts again is sent as a
 /// paragraph of its own: clients show it, and nothing depends on it.
 #[derive(Default)]
 struct SentReasoning {
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn reasoning_that_begins_anew_is_a_new_paragraph_and_none_follows_the_answer() {
+    fn reasoning_that_starts_again_is_a_new_paragraph_and_none_follows_the_answer() {
         let mut sent = SentReasoning::default();
         assert_eq!(sent.add(0, "one two"), "one two");
         // The same text comes again, in other pieces.

@@ -2,7 +2,7 @@
 //! it.
 //!
 //! A request is parsed into a turn that brings its own conversation. The turn is followed as those of
-//! every front are, and its typed updates are written as Ollama's lines. What would change a model
+//! every front are, and its typed updates are written as Ollama's lines. A field that would change a model
 //! host for others is ignored or refused. Nothing of the dialect is known outside this folder.
 
 pub(crate) mod embeddings;
@@ -19,7 +19,7 @@ mod shapes;
 mod stream;
 pub(crate) mod turns;
 
-pub use errors::dialect;
+pub use errors::{ERROR_SCHEMA, dialect};
 pub use lines::Shape;
 pub use schema::{OllamaApiDoc, describe};
 

@@ -11,7 +11,7 @@ use super::errors::of_model;
 use super::fields::{self, RawJsonObject, RequestFields};
 use super::request;
 use super::schema::OllamaShowRequest;
-use super::shapes::OllamaErrorReply;
+use super::shapes::{HostErrorReply, ModelErrorReply, OllamaErrorReply};
 use crate::api::state::Shared;
 use crate::generation::{LoadedModel, ModelDetails, ModelInfo};
 use crate::http::problem::Problem;
@@ -141,7 +141,7 @@ pub struct RunningModels {
 /// Returns the models that are in the memory of any host, each once.
 #[utoipa::path(
     get, path = "/api/ps", tag = "ollama", operation_id = "ollama_loaded_models",
-    responses((status = 200, body = RunningModels), OllamaErrorReply),
+    responses((status = 200, body = RunningModels), OllamaErrorReply, HostErrorReply),
 )]
 pub async fn ps(State(shared): State<Shared>) -> Result<Json<RunningModels>, Problem> {
     let loaded = shared.generations.loaded_models().await?;
@@ -165,7 +165,7 @@ impl FromRequest<Shared> for ShowBody {
 #[utoipa::path(
     post, path = "/api/show", tag = "ollama", operation_id = "ollama_model",
     request_body = OllamaShowRequest,
-    responses((status = 200, body = Object), OllamaErrorReply),
+    responses((status = 200, body = Object), OllamaErrorReply, ModelErrorReply, HostErrorReply),
 )]
 pub async fn show(
     State(shared): State<Shared>,
@@ -200,7 +200,7 @@ fn without_host(model: &str, mut described: Map<String, Value>) -> Map<String, V
     kept
 }
 
-/// Returns a model file whose instructions name the model in place of files of the host.
+/// Returns a model file whose instructions name the model instead of files of the host.
 fn without_files(model: &str, file: &str) -> String {
     let line = |line: &str| {
         let mut words = line.split_whitespace();

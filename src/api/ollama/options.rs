@@ -8,7 +8,7 @@ use crate::http::problem::Problem;
 use crate::session::model::Sampling;
 
 /// The options of an answer. Every other one is ignored: `num_ctx` and its like would load the model
-/// anew for everybody.
+/// again for everybody.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AnswerOptions {
     /// The temperature, 0 to 2; where absent the model's own, which its Modelfile may set.
@@ -19,7 +19,7 @@ pub struct AnswerOptions {
     pub seed: Option<i64>,
     /// Texts that end the answer.
     pub stop: Vec<String>,
-    /// How the next token is chosen, beside the temperature.
+    /// How the next token is chosen, in addition to the temperature.
     pub sampling: Sampling,
 }
 

@@ -94,8 +94,65 @@ pub struct Figures {
     pub eval_duration: u64,
 }
 
-/// An error of this front.
+/// The error of any operation.
 #[derive(IntoResponses)]
-#[response(status = "default", description = "An error", content_type = "application/json")]
+#[response(
+    status = 503,
+    description = "The replica cannot serve this now; see Retry-After",
+    content_type = "application/json"
+)]
 #[allow(dead_code, reason = "only its description is used")]
 pub struct OllamaErrorReply(OllamaErrorObject);
+
+/// The errors of an operation that names a model.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only their descriptions are used")]
+pub enum ModelErrorReply {
+    /// A field is not valid.
+    #[response(
+        status = 400,
+        description = "A field is not valid, or the model does not support it",
+        content_type = "application/json"
+    )]
+    Invalid(OllamaErrorObject),
+    /// No host has the model.
+    #[response(
+        status = 404,
+        description = "No host has the model",
+        content_type = "application/json"
+    )]
+    NotFound(OllamaErrorObject),
+}
+
+/// The error of a turn that what is stored does not allow now.
+#[derive(IntoResponses)]
+#[response(
+    status = 409,
+    description = "The session of this Idempotency-Key exists already",
+    content_type = "application/json"
+)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct TurnConflictReply(OllamaErrorObject);
+
+/// The errors of an operation that a model host works for.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only their descriptions are used")]
+pub enum HostErrorReply {
+    /// The model does not fit in the memory of its host.
+    #[response(
+        status = 500,
+        description = "The model does not fit in the memory of its host",
+        content_type = "application/json"
+    )]
+    TooLarge(OllamaErrorObject),
+    /// The host failed.
+    #[response(
+        status = 502,
+        description = "The model host failed, or its answer broke off",
+        content_type = "application/json"
+    )]
+    Failed(OllamaErrorObject),
+    /// The host, or the whole answer, took too long.
+    #[response(status = 504, description = "Out of time", content_type = "application/json")]
+    OutOfTime(OllamaErrorObject),
+}

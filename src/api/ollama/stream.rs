@@ -36,7 +36,7 @@ impl TurnWriter for AnswerWriter {
 
     async fn advance(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {
         let update = self.follow.next().await?;
-        // Where the answer begins anew, `Lines` compares it with what was sent.
+        // Where the answer starts again, `Lines` compares it with what was sent.
         if let Update::Delta(delta) = &update {
             let line = match &delta.change {
                 Change::Text { offset, text } => self.lines.text(*offset, text)?,
@@ -86,7 +86,7 @@ impl TurnWriter for AnswerWriter {
 }
 
 /// Waits for the end of a turn, and returns the answer. Nothing is sent before, so that an answer that
-/// begins anew takes nothing back. `lines` notes the times of the turn.
+/// starts again takes nothing back. `lines` notes the times of the turn.
 ///
 /// # Errors
 /// Why there is none.

@@ -11,7 +11,8 @@ use super::lines::{Clock, Lines, Shape};
 use super::messages::OllamaMessages;
 use super::request::{AskedModel, Question, Task};
 use super::schema::{OllamaChatRequest, OllamaGenerateRequest};
-use super::shapes::{ChatReply, GenerateReply, OllamaErrorReply};
+use super::shapes::{ChatReply, GenerateReply, HostErrorReply, ModelErrorReply};
+use super::shapes::{OllamaErrorReply, TurnConflictReply};
 use super::stream::{AnswerWriter, whole};
 use crate::api::idempotency::IdempotencyKeyHeader;
 use crate::api::large_body::{HeldRoom, WITH_IMAGES};
@@ -34,7 +35,7 @@ use crate::sign_in::Identity;
     responses(
         (status = 200, description = "The whole answer, or its lines",
             content((ChatReply = "application/json"), (String = "application/x-ndjson"))),
-        OllamaErrorReply,
+        OllamaErrorReply, ModelErrorReply, TurnConflictReply, HostErrorReply,
     ),
 )]
 pub async fn chat(
@@ -57,7 +58,7 @@ pub async fn chat(
     responses(
         (status = 200, description = "The whole answer, or its lines",
             content((GenerateReply = "application/json"), (String = "application/x-ndjson"))),
-        OllamaErrorReply,
+        OllamaErrorReply, ModelErrorReply, TurnConflictReply, HostErrorReply,
     ),
 )]
 pub async fn generate(
