@@ -144,7 +144,7 @@ impl BulkPermits {
             return search;
         }
         if searches.len() >= SEARCHERS_KEPT {
-            // Who searches or waits holds the semaphore.
+            // A caller that searches or waits holds the semaphore.
             searches.retain(|_, search| search.strong_count() > 0);
         }
         let search = Arc::new(Semaphore::new(1));

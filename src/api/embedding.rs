@@ -123,7 +123,7 @@ pub struct HeldRequest {
 }
 
 /// Returns the vectors of texts from hosts in the reply, and what the hosts report; no host is asked where
-/// there is no text. What no host has worked for costs the caller no turn.
+/// there is no text. A request for which no host has worked costs the caller no turn.
 ///
 /// # Errors
 /// A limit of the caller, what keeps this replica from serving, the host's error, or a reply that would be
@@ -190,7 +190,7 @@ async fn embed(
 
 /// Returns the error of a vector that cannot be read.
 pub fn unreadable() -> Problem {
-    let detail = "The model host's reply has vectors that are no lists of numbers.";
+    let detail = "The model host's reply has vectors that are not lists of numbers.";
     Problem::new(StatusCode::BAD_GATEWAY, "upstream_error", detail)
 }
 
@@ -210,5 +210,5 @@ fn out_of_time() -> Problem {
 
 /// Returns the error that nobody reads.
 pub fn gone() -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the client is gone")
+    Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "The client is gone.")
 }

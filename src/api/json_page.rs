@@ -1,5 +1,5 @@
-//! The items of a page as JSON: bounded by their bytes as they are sent, which may be six times those that are
-//! stored.
+//! The items of a page as JSON: bounded by their bytes as they are sent, which may be six times those that
+//! are stored.
 
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};

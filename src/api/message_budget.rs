@@ -1,5 +1,5 @@
-//! The bytes of messages that have not arrived whole or were not parsed, and of those that wait for others of their socket, of
-//! all sockets of the process together and of those of one network.
+//! The bytes of messages that have not arrived whole or were not parsed, and of those that wait for others of
+//! their socket, of all sockets of the process together and of those of one network.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,7 +74,7 @@ impl Drop for BudgetShare {
 }
 
 impl Charged {
-    /// Charges bytes of a network in place of others. Returns `false`, and changes nothing, where these
+    /// Charges bytes of a network instead of others. Returns `false`, and changes nothing, where these
     /// are more and there is no room for them.
     fn replace(&mut self, network: Option<ShareKey>, before: usize, bytes: usize) -> bool {
         let total = self.total - before + bytes;

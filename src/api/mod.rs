@@ -6,7 +6,6 @@ pub mod bulk_permits;
 mod embedding;
 mod idempotency;
 mod json_page;
-mod json_size;
 mod large_body;
 pub mod message_budget;
 pub mod native;
@@ -25,6 +24,7 @@ pub use state::{ApiSettings, AppState, Shared};
 
 use std::sync::Arc;
 
+use admin::docs::ErrorForm;
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::{Method, header};
@@ -50,6 +50,7 @@ pub fn router(shared: &Shared) -> Router {
         .routes(routes!(native::chat::send))
         .routes(routes!(native::sessions::read, native::sessions::update, native::sessions::delete))
         .routes(routes!(native::sessions::cancel))
+        .routes(routes!(native::images::image))
         .routes(routes!(native::branches::regenerate))
         .routes(routes!(native::branches::edit))
         .routes(routes!(native::branches::select))
@@ -96,7 +97,7 @@ pub fn router(shared: &Shared) -> Router {
             routes.routes(routes!(admin::health::detailed)).routes(routes!(admin::health::metrics));
     }
     let (routes, mut openapi) = routes.split_for_parts();
-    admin::docs::describe_layers(&mut openapi, has_dialect);
+    admin::docs::describe_layers(&mut openapi, error_form);
     // Made once: however many clients do not read it, its bytes are held once.
     let mut openapi = serde_json::to_value(&openapi).unwrap_or_default();
     openai::describe(&mut openapi);
@@ -158,6 +159,18 @@ fn request_kind(method: &Method, path: &str) -> RequestKind {
 /// clients send a key also where none is needed.
 fn has_dialect(path: &str) -> bool {
     openai::serves(path) || ollama::serves(path)
+}
+
+/// Returns the form of the errors of the front at this path, where it is one for another API.
+fn error_form(path: &str) -> Option<ErrorForm> {
+    let schema = if openai::serves(path) {
+        openai::ERROR_SCHEMA
+    } else if ollama::serves(path) {
+        ollama::ERROR_SCHEMA
+    } else {
+        return None;
+    };
+    Some(ErrorForm { schema, content_type: "application/json" })
 }
 
 /// Writes a response in the dialect of the front at this path.

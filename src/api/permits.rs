@@ -1,5 +1,5 @@
-//! Permits of WebSockets, event streams and streamed turns: bounds in all, by address and by user. A permit is taken before
-//! the upgrade, so that no more are open than may be.
+//! Permits of WebSockets, event streams and streamed turns: bounds in all, by address and by user. A permit
+//! is taken before the upgrade, so that no more are open than may be.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,8 +48,8 @@ pub struct SocketPermit {
 }
 
 impl SocketPermits {
-    /// Creates permits for so many at a time, in all and of one address, 0 for any number. An IPv6 /56 may have twice as
-    /// many as an address, and a /48 four times.
+    /// Creates permits for so many at a time, in all and of one address, 0 for any number. An IPv6 /56 may
+    /// have twice as many as an address, and a /48 four times.
     pub fn new(limit: usize, limit_of_address: usize) -> Self {
         let limit_of_address = if limit_of_address == 0 { UNLIMITED } else { limit_of_address };
         Self { inner: Arc::new(PermitsInner { limit, limit_of_address, open: Mutex::default() }) }

@@ -1,6 +1,6 @@
 //! The text of an answer that was sent in a dialect which cannot take text back.
 //!
-//! Where a turn begins its answer anew, the new text is compared with what was sent, and only what
+//! Where a turn starts its answer again, the new text is compared with what was sent, and only what
 //! follows is sent. Where the two differ, the stream has to end with an error: a client never gets a
 //! text that no model wrote.
 
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_begins_anew_is_sent_once_and_never_with_another_text() {
+    fn an_answer_that_starts_again_is_sent_once_and_never_with_another_text() {
         let mut sent = SentText::default();
         assert_eq!(sent.add(0, "one twö"), Ok("one twö"));
         // The same text comes again, in other pieces.

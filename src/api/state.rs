@@ -140,8 +140,7 @@ impl AppState {
         }
         self.permits.take(source).map_err(|refused| match refused {
             NoPermit::Full => {
-                let detail =
-                    "This replica has as many connections as it may have; retry after 5 s.";
+                let detail = "This replica has its largest number of connections; retry after 5 s.";
                 Problem::unavailable("too_many_connections", detail, 5)
             }
             NoPermit::AddressFull => {

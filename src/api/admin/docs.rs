@@ -42,9 +42,25 @@ use crate::http::problem::{Problem, ProblemDetails};
 )]
 pub struct ApiDoc;
 
-/// Adds to every operation what the layers before it may answer, and what may be wrong with its body.
-/// A front that describes its errors itself has only the sign-in added.
-pub fn describe_layers(openapi: &mut OpenApiDocument, has_own_errors: fn(&str) -> bool) {
+/// The form in which a front writes its errors.
+#[derive(Clone, Copy)]
+pub struct ErrorForm {
+    /// The name of the schema.
+    pub schema: &'static str,
+    /// The content type, without parameters.
+    pub content_type: &'static str,
+}
+
+/// The form of the errors of every path that is none of another API.
+const PROBLEM: ErrorForm =
+    ErrorForm { schema: "ProblemDetails", content_type: "application/problem+json" };
+
+/// Adds to every operation what the layers before it may answer, and what may be wrong with its body, in
+/// the form that its front writes errors in, where that is one of its own.
+pub fn describe_layers(
+    openapi: &mut OpenApiDocument,
+    form_of_dialect: fn(&str) -> Option<ErrorForm>,
+) {
     let components = openapi.components.get_or_insert_default();
     components
         .add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
@@ -58,18 +74,16 @@ pub fn describe_layers(openapi: &mut OpenApiDocument, has_own_errors: fn(&str) -
                     SecurityRequirement::new("bearer", std::iter::empty::<String>()),
                 ]);
             }
-            if !has_own_errors(path) {
-                describe_errors(operation, is_public(path));
-            }
+            describe_errors(operation, is_public(path), form_of_dialect(path).unwrap_or(PROBLEM));
         }
     }
 }
 
-fn describe_errors(operation: &mut Operation, is_public: bool) {
+fn describe_errors(operation: &mut Operation, is_public: bool, form: ErrorForm) {
     let layers = [
-        ("401", problem("The token is absent, expired or not valid; see `code`")),
-        ("429", limited()),
-        ("403", problem("This Host, or the page of this Origin, may not call this; see `code`")),
+        ("401", form.error("The token is absent, expired or not valid; see `code`")),
+        ("429", form.limited()),
+        ("403", form.error("This Host, or the page of this Origin, may not call this; see `code`")),
     ];
     let responses = &mut operation.responses.responses;
     for (status, response) in layers.into_iter().skip(if is_public { 2 } else { 0 }) {
@@ -85,31 +99,34 @@ fn describe_errors(operation: &mut Operation, is_public: bool) {
         ("415", "The body is compressed"),
     ] {
         // The handler may say more of it.
-        let response = || RefOr::T(problem(description).build());
+        let response = || RefOr::T(form.error(description).build());
         responses.entry(status.to_owned()).or_insert_with(response);
     }
 }
 
-fn problem(description: &str) -> ResponseBuilder {
-    let schema = Ref::from_schema_name("ProblemDetails");
-    let content = ContentBuilder::new().schema(Some(schema)).build();
-    ResponseBuilder::new().description(description).content("application/problem+json", content)
-}
+impl ErrorForm {
+    fn error(self, description: &str) -> ResponseBuilder {
+        let schema = Ref::from_schema_name(self.schema);
+        let content = ContentBuilder::new().schema(Some(schema)).build();
+        ResponseBuilder::new().description(description).content(self.content_type, content)
+    }
 
-/// Returns the response where a limit refuses the request.
-fn limited() -> ResponseBuilder {
-    let header = |description: &str| {
-        HeaderBuilder::new()
-            .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-            .description(Some(description))
-            .build()
-    };
-    let description = "A limit of the user, of the API key or of the address refuses the request, or \
-        an address has as many open sockets and streams as it may have; see `code`";
-    problem(description)
-        .header("Retry-After", header("Seconds until the same request is not refused"))
-        .header("RateLimit", header("What is left of each limit, and until when all is back"))
-        .header("RateLimit-Policy", header("Each limit, and its window in seconds"))
+    /// Returns the response where a limit refuses the request.
+    fn limited(self) -> ResponseBuilder {
+        let header = |description: &str| {
+            HeaderBuilder::new()
+                .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+                .description(Some(description))
+                .build()
+        };
+        let description = "A limit of the user, of the API key or of the address refuses the request, \
+            an address has as many open sockets and streams as it may have, or as much is stored for the \
+            caller as there may be; see `code`";
+        self.error(description)
+            .header("Retry-After", header("Seconds until the same request is not refused"))
+            .header("RateLimit", header("The rest of each limit, and until when all is back"))
+            .header("RateLimit-Policy", header("Each limit, and its window in seconds"))
+    }
 }
 
 /// Serves the page. Its links are relative to `/docs/`, with and without a trailing slash.

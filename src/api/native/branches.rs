@@ -51,8 +51,8 @@ impl PartialSchema for Regenerate {
     }
 }
 
-/// A request for another question in the place of one, whose images it keeps where it names none: a chat
-/// request. Only its description is used; `ChatRequest` reads the body.
+/// A request for another question instead of an earlier one, whose images it keeps where it names none:
+/// a chat request. Only its description is used; `ChatRequest` reads the body.
 pub struct Edit;
 
 impl ToSchema for Edit {}
@@ -150,7 +150,7 @@ pub async fn regenerate(
     Box::pin(chat::answer(shared, caller, permit, last_byte, headers, (request, room))).await
 }
 
-/// Asks another question in the place of one, and selects its branch.
+/// Asks another question instead of an earlier one, and selects its branch.
 #[utoipa::path(
     post, path = "/api/v1/chat/sessions/{session_id}/edit", tag = "sessions",
     request_body = Edit,

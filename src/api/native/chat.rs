@@ -63,7 +63,7 @@ pub struct ChatResponse {
     response_time: f64,
     generation_id: GenerationId,
     finish_reason: FinishReason,
-    /// The calls of tools that the model requests beside its text, or in place of it.
+    /// The calls of tools that the model requests in addition to its text, or instead of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ToolCall>,
     usage: Usage,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive};
 use axum::response::{IntoResponse, Response, Sse};
 use futures_util::stream;
@@ -18,6 +18,7 @@ use crate::api::permits::SocketPermit;
 use crate::api::problems::in_time;
 use crate::api::responses::{InvalidFields, SessionNotFound, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
+use crate::api::streamed_turn::pass_at_once;
 use crate::follow::{AcceptedTurn, CancelOnDrop, Follow, Resumed, Update, snapshot};
 use crate::http::extract::fields::Fields;
 use crate::http::extract::path::SessionPath;
@@ -320,7 +321,7 @@ impl EventStream {
         Ok(())
     }
 
-    /// Ends the stream with an error in place of what was not sent.
+    /// Ends the stream with an error instead of what was not sent.
     fn fail(&mut self, problem: &Problem) {
         self.queue.clear();
         let json = wire::error(problem, None);
@@ -353,7 +354,7 @@ impl EventStream {
         let taken = snapshot::take(store, &self.owner, self.session, wire::EVENT_BYTES).await?;
         self.restart(taken.running.as_ref().map(|(generation, _)| *generation));
         let (json, cursor) = wire::snapshot(&taken);
-        let room = room.map(|room| room.shrink(json.len()));
+        let room = room.filter(|_| json.len() > FREE_PART).map(|room| room.shrink(json.len()));
         self.send_in(room, &json, Some(cursor));
         if let StreamSource::Session(reader) = &mut self.source {
             reader.move_to(cursor);
@@ -444,7 +445,7 @@ impl EventStream {
                         return None;
                     }
                 }
-                () = last_byte_received(self.last_byte.clone()) => {
+                () = LastByte::received_of(self.last_byte.clone()) => {
                     // The system of a client that is gone resets the connection on a write.
                     self.last_byte = None;
                     let event = Event::default().comment("");
@@ -464,19 +465,7 @@ impl EventStream {
         let response = Sse::new(events).keep_alive(heartbeat).into_response();
         let mut response = response.map(|body| handed.held_by(body));
         response.extensions_mut().insert(Standings(standings));
-        let headers = response.headers_mut();
-        let caching = HeaderValue::from_static("no-cache, no-transform");
-        headers.insert(header::CACHE_CONTROL, caching);
-        let buffering = HeaderName::from_static("x-accel-buffering");
-        headers.insert(buffering, HeaderValue::from_static("no"));
+        pass_at_once(response.headers_mut());
         response
-    }
-}
-
-/// Resolves when the client has sent its last byte, and never where that was handled already.
-async fn last_byte_received(last_byte: Option<LastByte>) {
-    match last_byte {
-        Some(last_byte) => last_byte.received().await,
-        None => std::future::pending().await,
     }
 }

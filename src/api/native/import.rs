@@ -31,7 +31,8 @@ use crate::byte_room::RoomPermit;
 use crate::generation::SubmitError;
 use crate::http::extract::body::check_encoding;
 use crate::http::problem::Problem;
-use crate::session::store::{ImportStep, ImportedSession, message};
+use crate::session::model::ToolCall;
+use crate::session::store::{ImportStep, ImportedSession, SessionChange, message};
 use crate::session::{GenerationId, Message, Owner, Role, SessionId, Status};
 use crate::source::ShareKey;
 
@@ -41,7 +42,7 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x2c3e_9a71_54d0_4b6f_8e13_70ab_5cd2_e94
 const LIMIT: Duration = Duration::from_mins(10);
 /// Messages of one session, at most.
 const SESSION_MESSAGES: usize = 100_000;
-/// Bytes that the entry of a message takes in memory beside its text, about; in Redis its numbers and
+/// Bytes that the entry of a message takes in memory without its text, about; in Redis its numbers and
 /// its id in the indices of the session take more.
 const ENTRY_BYTES: u64 = 32;
 const STORED_BYTES: u64 = 160;
@@ -190,6 +191,8 @@ impl Import {
     async fn store(&mut self, open: OpenSession) -> Result<(), Problem> {
         let count = open.count();
         let bytes = open.bytes + STORED_BYTES * count;
+        let flag = |flag: bool| flag.then_some(true);
+        let (pinned, archived) = (flag(open.line.pinned), flag(open.line.archived));
         let imported = open.finish(&self.owner, &self.shared.settings.default_model);
         // Held until the session is stored.
         let _room = self.room.take();
@@ -228,6 +231,11 @@ impl Import {
                     stored = now;
                 }
             }
+        }
+        if pinned.or(archived).is_some() {
+            let change = SessionChange { pinned, archived, ..SessionChange::default() };
+            let changed = shared.generations.update(owner, imported.session, change).await;
+            changed.map_err(|error| failed(error.into()))?;
         }
         budget.record("", imported.session).await;
         self.reply.sessions_imported += 1;
@@ -272,7 +280,7 @@ impl OpenSession {
             digest: Sha256::new(),
             line,
         };
-        let SessionLine { title, model, created_at } = &open.line;
+        let SessionLine { title, model, created_at, .. } = &open.line;
         let created_at = created_at.map(|time| time.to_rfc3339());
         let parts = [title.clone(), model.clone(), created_at];
         for part in parts {
@@ -300,6 +308,11 @@ impl OpenSession {
         for part in parts {
             hash(&mut self.digest, part.map(String::as_str));
         }
+        for ToolCall { id, name, arguments } in &line.tool_calls {
+            for part in [id, name, arguments] {
+                hash(&mut self.digest, Some(part));
+            }
+        }
         if *role == Role::User && self.first_question.is_none() {
             self.first_question = Some(content.chars().take(200).collect());
         }
@@ -318,6 +331,9 @@ impl OpenSession {
             status: is_answer.then(|| line.status.unwrap_or(Status::Complete)),
             finish_reason: line.finish_reason,
             usage: line.usage,
+            tool_calls: line.tool_calls,
+            tool_call_id: line.tool_call_id,
+            tool_name: line.tool_name,
             ..message(line.role, timestamp)
         };
         let Some(mut entry) = ImportedSession::entry(&message) else {

@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use chrono::{DateTime, Datelike as _, Utc};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 
 use crate::api::bulk_permits::ClientPace;
@@ -16,6 +17,7 @@ use crate::http::extract::object::{
     FieldFault, NotAnObject, Object, TOO_MANY_FIELDS_TEXT, TOO_MANY_VALUES,
 };
 use crate::http::problem::Problem;
+use crate::session::model::ToolCall;
 use crate::session::{FinishReason, Role, Status, Usage};
 
 /// Bytes of an import, at most.
@@ -24,6 +26,10 @@ pub const BYTES: usize = 64 << 20;
 const LINE_BYTES: usize = 1 << 20;
 /// Bytes of one message as text, at most.
 const MESSAGE_BYTES: usize = 500 << 10;
+/// Calls of one message, at most.
+const MESSAGE_CALLS: usize = 64;
+/// Characters of the id of a call and of the name of a tool, at most.
+const CALL_CHARACTERS: usize = 256;
 /// Characters of a model's name, at most.
 const MODEL_CHARACTERS: usize = 255;
 
@@ -201,6 +207,10 @@ pub struct SessionLine {
     pub model: Option<String>,
     /// When the session began.
     pub created_at: Option<DateTime<Utc>>,
+    /// Whether the session is pinned.
+    pub pinned: bool,
+    /// Whether the session is archived.
+    pub archived: bool,
 }
 
 /// A message of a session.
@@ -222,6 +232,12 @@ pub struct MessageLine {
     pub finish_reason: Option<FinishReason>,
     /// The tokens of an answer.
     pub usage: Option<Usage>,
+    /// The calls of tools that an answer requests.
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result a tool's message is.
+    pub tool_call_id: Option<String>,
+    /// The name of that tool.
+    pub tool_name: Option<String>,
 }
 
 impl ImportLine {
@@ -251,6 +267,8 @@ impl ImportLine {
                 title: text(&value, "title", TITLE_CHARACTERS)?,
                 model: text(&value, "model", MODEL_CHARACTERS)?,
                 created_at: time(&value, "created_at")?,
+                pinned: optional(&value, "pinned", "true or false")?.unwrap_or_default(),
+                archived: optional(&value, "archived", "true or false")?.unwrap_or_default(),
             })),
             "message" => MessageLine::parse(&value).map(Box::new).map(Self::Message),
             "session_end" => Ok(Self::SessionEnd(required(&value, "messages", "a number")?)),
@@ -277,22 +295,27 @@ impl MessageLine {
         };
         let content: String = required(value, "content", "a string")?;
         let thinking: Option<String> = optional(value, "thinking", "a string")?;
-        let bytes = content.len() + thinking.as_ref().map_or(0, String::len);
+        let tool_calls = calls(value)?;
+        let of_calls = tool_calls.iter().map(|call| call.arguments.len()).sum::<usize>();
+        let bytes = content.len() + thinking.as_ref().map_or(0, String::len) + of_calls;
         if bytes > MESSAGE_BYTES {
-            let msg = format!("must have at most {MESSAGE_BYTES} bytes, the reasoning included");
+            let msg =
+                format!("must have at most {MESSAGE_BYTES} bytes, reasoning and calls included");
             return Err(LineFault::new("content", "string_too_long", msg));
         }
-        let of_answer = |is_there: bool, field: &'static str| {
-            if is_there && role != Role::Assistant {
-                return Err(LineFault::new(
-                    field,
-                    "not_of_role",
-                    "is of an assistant's message only",
-                ));
+        let of_role = |is_there: bool, field: &'static str, of: Role, whose: &str| {
+            if is_there && role != of {
+                let msg = format!("is of {whose} message only");
+                return Err(LineFault::new(field, "not_of_role", msg));
             }
             Ok(())
         };
-        of_answer(thinking.is_some(), "thinking")?;
+        let tool_call_id = text(value, "tool_call_id", CALL_CHARACTERS)?;
+        let tool_name = text(value, "tool_name", CALL_CHARACTERS)?;
+        of_role(thinking.is_some(), "thinking", Role::Assistant, "an assistant's")?;
+        of_role(!tool_calls.is_empty(), "tool_calls", Role::Assistant, "an assistant's")?;
+        of_role(tool_call_id.is_some(), "tool_call_id", Role::Tool, "a tool's")?;
+        of_role(tool_name.is_some(), "tool_name", Role::Tool, "a tool's")?;
         let is_answer = role == Role::Assistant;
         Ok(Self {
             role,
@@ -310,8 +333,30 @@ impl MessageLine {
             .filter(|_| is_answer),
             usage: optional(value, "usage", "an object with prompt_tokens and completion_tokens")?
                 .filter(|_| is_answer),
+            tool_calls,
+            tool_call_id,
+            tool_name,
         })
     }
+}
+
+/// Reads the calls of tools in a message.
+fn calls(value: &Object) -> Result<Vec<ToolCall>, LineFault> {
+    let calls = optional(value, "tool_calls", "a list of calls, each with id, name and arguments")?;
+    let calls: Vec<ToolCall> = calls.unwrap_or_default();
+    let fault = |msg: String| Err(LineFault::new("tool_calls", "value_error", msg));
+    if calls.len() > MESSAGE_CALLS {
+        return fault(format!("must have at most {MESSAGE_CALLS} calls"));
+    }
+    for ToolCall { id, name, arguments } in &calls {
+        if [id, name].iter().any(|text| text.is_empty() || text.chars().count() > CALL_CHARACTERS) {
+            return fault(format!("must have ids and names of 1 to {CALL_CHARACTERS} characters"));
+        }
+        if serde_json::from_str::<Map<String, Value>>(arguments).is_err() {
+            return fault("must have JSON objects as arguments".to_owned());
+        }
+    }
+    Ok(calls)
 }
 
 fn optional<T: DeserializeOwned>(
@@ -405,6 +450,24 @@ mod tests {
                 r#"{"type":"message","role":"user","content":"x","thinking":"y"}"#,
                 "thinking",
                 "not_of_role",
+            ),
+            (r#"{"type":"session","pinned":"yes"}"#, "pinned", "value_error"),
+            (
+                r#"{"type":"message","role":"user","content":"x","tool_call_id":"y"}"#,
+                "tool_call_id",
+                "not_of_role",
+            ),
+            (
+                r#"{"type":"message","role":"tool","content":"x",
+                    "tool_calls":[{"id":"a","name":"b","arguments":"{}"}]}"#,
+                "tool_calls",
+                "not_of_role",
+            ),
+            (
+                r#"{"type":"message","role":"assistant","content":"x",
+                    "tool_calls":[{"id":"a","name":"b","arguments":"[]"}]}"#,
+                "tool_calls",
+                "value_error",
             ),
             (
                 r#"{"type":"message","role":"assistant","content":"x","status":"odd"}"#,

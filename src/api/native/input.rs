@@ -170,7 +170,7 @@ pub enum OnDisconnect {
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ChatRequest {
     /// The message: 1 to 32,768 characters, not blank.
-    #[schema(min_length = 1, max_length = 32_768, pattern = r"\S")]
+    #[schema(min_length = 1, max_length = 32_768, pattern = r"[^\s\u0085]")]
     pub message: String,
     /// The session; a new one where absent or empty. An unknown one is created. The nil UUID is
     /// refused.

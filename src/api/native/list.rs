@@ -1,4 +1,4 @@
-//! The list of a signed-in caller's sessions: all of them, those with a mark, or those that hold some
+//! The list of a signed-in caller's sessions: all of them, those with a flag, or those that hold some
 //! words.
 
 use axum::Json;
@@ -45,14 +45,14 @@ pub struct SessionList {
     incomplete: Option<bool>,
 }
 
-/// The sessions that are listed.
+/// The flags that a listed session must have; `None` admits both values.
 #[derive(Clone, Copy, Default, PartialEq)]
-struct Marks {
+struct FlagFilter {
     pinned: Option<bool>,
     archived: Option<bool>,
 }
 
-impl Marks {
+impl FlagFilter {
     fn admits(self, info: &SessionInfo) -> bool {
         self.pinned.is_none_or(|pinned| pinned == info.pinned)
             && self.archived.is_none_or(|archived| archived == info.archived)
@@ -90,20 +90,20 @@ pub async fn list(
     if cursor.is_some() && parsed.is_none() {
         fields.refuse("cursor", "cursor_invalid", "is not a cursor of this list; leave it out");
     }
-    let marks =
-        Marks { pinned: mark(&mut fields, "pinned"), archived: mark(&mut fields, "archived") };
+    let flags =
+        FlagFilter { pinned: flag(&mut fields, "pinned"), archived: flag(&mut fields, "archived") };
     let words = fields.text("q", QUERY_CHARACTERS).unwrap_or_default();
     fields.finish(())?;
     let (after, searched) = parsed.map_or((None, 0), |(after, searched)| (Some(after), searched));
     let search = Search::new(words).map(|search| (search, SearchState::after(searched)));
-    let looks_for = search.is_some() || marks != Marks::default();
+    let looks_for = search.is_some() || flags != FlagFilter::default();
     let _permit = if looks_for { Some(shared.bulk.search(&owner).await?) } else { None };
-    let pages = Pages { shared: &shared, owner: &owner, limit, marks };
+    let pages = Pages { shared: &shared, owner: &owner, limit, flags };
     Ok(Json(in_time(pages.collect(after, search)).await?))
 }
 
-/// Reads a filter by a mark.
-fn mark(fields: &mut Fields<'_>, name: &str) -> Option<bool> {
+/// Reads a filter by a flag.
+fn flag(fields: &mut Fields<'_>, name: &str) -> Option<bool> {
     match fields.text(name, usize::MAX)? {
         "true" => Some(true),
         "false" => Some(false),
@@ -119,7 +119,7 @@ struct Pages<'a> {
     shared: &'a Shared,
     owner: &'a Owner,
     limit: usize,
-    marks: Marks,
+    flags: FlagFilter,
 }
 
 impl Pages<'_> {
@@ -129,7 +129,7 @@ impl Pages<'_> {
         mut after: Option<ListPosition>,
         mut search: Option<(Search, SearchState)>,
     ) -> Result<SessionList, StoreError> {
-        let lists_all = search.is_none() && self.marks == Marks::default();
+        let lists_all = search.is_none() && self.flags == FlagFilter::default();
         let budget = self.shared.generations.budget();
         let (mut sessions, mut matches) = (Vec::new(), Vec::new());
         let mut is_last = false;
@@ -140,7 +140,7 @@ impl Pages<'_> {
                 budget.list(self.owner, ListOrder::Newest, after.as_ref(), wanted).await?;
             is_last = entries.len() < wanted;
             for (position, info) in self.describe(entries).await? {
-                let info = info.filter(|info| self.marks.admits(info));
+                let info = info.filter(|info| self.flags.admits(info));
                 if let (Some(info), Some((search, state))) = (&info, &mut search) {
                     if state.is_spent() {
                         is_last = false;

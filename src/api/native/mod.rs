@@ -5,6 +5,7 @@ pub(crate) mod branches;
 pub(crate) mod chat;
 pub(crate) mod event_stream;
 pub(crate) mod export;
+pub(crate) mod images;
 pub(crate) mod import;
 pub mod import_lines;
 pub mod input;

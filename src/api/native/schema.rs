@@ -94,8 +94,8 @@ pub fn stream() -> AnyOfBuilder {
 }
 
 /// Returns the schema of `pinned` and `archived`.
-pub fn mark() -> AnyOfBuilder {
-    with_flags(any_of("Whether the session has this mark; it stays where absent or null", None))
+pub fn session_flag() -> AnyOfBuilder {
+    with_flags(any_of("Whether the session has this flag; it stays where absent or null", None))
         .item(null())
 }
 
@@ -165,7 +165,7 @@ pub fn images() -> AnyOfBuilder {
 
 /// Returns the schema of `format`.
 pub fn format() -> AnyOfBuilder {
-    any_of("What the answer has to be: any JSON, or what a schema allows", None)
+    any_of("The form of the answer: any JSON, or what a schema allows", None)
         .item(typed(Type::String).enum_values(Some(["json"])))
         .item(typed(Type::Object))
         .item(null())
@@ -191,7 +191,7 @@ pub fn tools() -> AnyOfBuilder {
 
 /// Returns the schema of `role`.
 pub fn role() -> AnyOfBuilder {
-    let description = "Who wrote the message: the user, or a tool that the model called in the last \
+    let description = "The author of the message: the user, or a tool that the model called in the last \
         answer of the session";
     any_of(description, Some(json!("user")))
         .item(typed(Type::String).enum_values(Some(["user", "tool"])))

@@ -103,13 +103,13 @@ pub async fn read(
 #[allow(dead_code, reason = "only its description is used; `Fields` reads the body")]
 pub struct SessionUpdate {
     /// The title: 1 to 200 characters, not blank.
-    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"[^\s\u0085]")]
     title: Option<String>,
     /// Whether the session is pinned.
-    #[schema(required = false, schema_with = schema::mark)]
+    #[schema(required = false, schema_with = schema::session_flag)]
     pinned: Option<bool>,
     /// Whether the session is archived.
-    #[schema(required = false, schema_with = schema::mark)]
+    #[schema(required = false, schema_with = schema::session_flag)]
     archived: Option<bool>,
 }
 
@@ -131,7 +131,7 @@ impl ReadBody for ChangedFields {
     }
 }
 
-/// Changes the title of a session, or marks it.
+/// Changes the title of a session and its flags.
 #[utoipa::path(
     patch, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
     request_body = Option<SessionUpdate>,
@@ -147,8 +147,8 @@ pub async fn update(
     SessionPath(session): SessionPath,
     JsonBody(ChangedFields { title, pinned, archived }): JsonBody<ChangedFields>,
 ) -> Result<Json<SessionInfo>, Problem> {
-    let change = SessionChange { title: title.as_deref(), pinned, archived, metadata: None };
-    in_time(shared.store.update(&owner, session, change)).await?;
+    let change = SessionChange { title, pinned, archived, metadata: None };
+    in_time(shared.generations.update(&owner, session, change)).await?;
     Ok(Json(in_time(shared.store.describe(&owner, session)).await?.info))
 }
 

@@ -279,7 +279,7 @@ impl Connection {
 
     /// Sends an event that takes room until it was written.
     async fn send_large(&mut self, json: Utf8Bytes) -> Result<(), CloseReason> {
-        let room = self.shared.output_room(&self.subject.source);
+        let mut room = self.shared.output_room(&self.subject.source);
         let room = room.part(json.len()).await.map_err(no_room)?;
         self.send_in(room, json).await
     }
@@ -332,7 +332,7 @@ impl Connection {
             SignInChange::Expired => "the token has expired; reconnect with a new one",
             SignInChange::Revoked => "the API key was revoked",
         };
-        // What waits was sent by a caller that is signed in no more.
+        // The requests that wait were sent by a caller that is no longer signed in.
         self.waiting.clear();
         self.share.set(self.running_bytes);
         Err(CloseReason::server(CloseCode::Policy, reason))
@@ -373,7 +373,7 @@ impl Connection {
             }
             Packet::Binary(_) => {
                 self.socket.parsed();
-                let detail = "binary messages are not supported; send text";
+                let detail = "Binary messages are not supported; send text.";
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 self.refuse(&Problem::new(status, "binary_message", detail), None).await
             }
@@ -407,8 +407,8 @@ impl Connection {
             return self.send(wire::pong()).await;
         }
         if !self.takes_room(bytes) {
-            let detail = "too many requests, or too large ones, wait on this connection or on others; \
-                retry after 1 s";
+            let detail = "Too many requests, or too large ones, wait on this connection or on others; \
+                retry after 1 s.";
             let status = StatusCode::TOO_MANY_REQUESTS;
             let problem = Problem::new(status, "too_many_requests", detail).retry_after(1);
             return self.send(wire::error(&problem, message.message_id())).await;
@@ -459,7 +459,7 @@ impl Connection {
             RequestOutcome::SignedIn(validity) => {
                 let expires_at = validity.expires.map(rfc3339_of);
                 self.sign_in = SignInWatch::new(&validity, self.shared.settings.auth_grace);
-                // What follows counts for the limits of the new key, or of none.
+                // Later requests count for the limits of the new key, or of none.
                 let key = validity.key_id().map(str::to_owned);
                 self.subject = Arc::new(Subject { key, ..Subject::clone(&self.subject) });
                 self.send(ServerEvent::Authenticated { expires_at }.json()).await?;
@@ -521,7 +521,7 @@ impl Connection {
                 Ok(())
             }
             TurnOutcome::Ended { message, .. } => {
-                let room = self.shared.output_room(&self.subject.source);
+                let mut room = self.shared.output_room(&self.subject.source);
                 let room = room.part(wire::replay_bytes(&message)).await.map_err(no_room)?;
                 self.socket.hold(room);
                 let events = wire::replay(&message, whole, self.view.sent());
@@ -564,11 +564,11 @@ impl Connection {
     fn request_snapshot(&mut self) {
         let (store, owner, session) =
             (self.shared.store.clone(), self.subject.owner.clone(), self.session);
-        let room = self.shared.output_room(&self.subject.source);
+        let (shared, source) = (self.shared.clone(), self.subject.source.clone());
         self.snapshot = Some(Box::pin(async move {
             // A replica whose Redis does not reply holds no room meanwhile.
             let take = async || {
-                let room = match room.part(REPLY_BYTES).await {
+                let room = match shared.output_room(&source).part(REPLY_BYTES).await {
                     Ok(room) => room,
                     Err(refused) => return Ok(Err(refused)),
                 };

@@ -30,7 +30,7 @@ use crate::telemetry::count_resume;
 use crate::telemetry::traces::TraceContext;
 
 fn upgrade_required() -> Response {
-    let detail = "this path serves WebSockets; send an upgrade request";
+    let detail = "This path serves WebSockets; send an upgrade request.";
     let problem = Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail);
     let protocol = [
         (header::UPGRADE, "websocket"),
@@ -57,7 +57,7 @@ fn check_key(headers: &HeaderMap) -> Result<(), Problem> {
     if key.is_some_and(is_key) {
         return Ok(());
     }
-    let detail = "Sec-WebSocket-Key is not valid; send 16 random bytes in base64, in one header";
+    let detail = "Sec-WebSocket-Key is not valid; send 16 random bytes in base64, in one header.";
     Err(Problem::new(StatusCode::BAD_REQUEST, "handshake_key_invalid", detail))
 }
 

@@ -6,7 +6,7 @@
 //!
 //! The library keeps the buffers that a large message needed, and has no limit for the time of a
 //! message. So the stream of bytes below it counts what has not arrived whole, and the library's
-//! side is made anew once a large message is over.
+//! side is made again once a large message is over.
 
 use std::future::poll_fn;
 use std::io;
@@ -37,8 +37,8 @@ use crate::telemetry::{CountedOpen, LIVE, count_close, metric};
 /// Bytes of the buffer that each socket keeps. It grows for larger messages and stays large; most
 /// messages are small.
 const READ_BUFFER: usize = 128;
-/// Bytes that are read from the kernel at once. What the buffer has no room for is kept until it is
-/// taken.
+/// Bytes that are read from the kernel at once. Bytes for which the buffer has no room are kept until they
+/// are taken.
 const READ_AHEAD: usize = 4 << 10;
 /// A frame larger than this cannot be sent: it has to hold the largest event.
 const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
@@ -65,7 +65,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// An end that this side begins.
+    /// Creates an end that this side begins.
     pub fn server(code: CloseCode, reason: impl Into<Utf8Bytes>) -> Self {
         let mut reason = reason.into();
         if reason.len() > LONGEST_REASON {
@@ -88,7 +88,7 @@ impl CloseReason {
 }
 
 impl From<Error> for CloseReason {
-    /// The end that follows an error of the protocol (RFC 6455, section 7.4.1).
+    /// Creates the end that follows an error of the protocol (RFC 6455, section 7.4.1).
     fn from(error: Error) -> Self {
         match error {
             // The protocol error: the client ended its direction without a close frame.
@@ -198,8 +198,8 @@ impl Socket {
         self.frames.get_mut().input.parsed();
     }
 
-    /// Keeps the room of the next message that is written, or gives back that of the last one. What a
-    /// socket has not written when it ends keeps its room until the socket is gone.
+    /// Keeps the room of the next message that is written, or gives back that of the last one. A
+    /// message that the socket has not written when it ends keeps its room until the socket is gone.
     pub fn hold(&mut self, room: Option<RoomPermit>) {
         self.writing = room.map(Box::new);
     }
@@ -455,7 +455,7 @@ impl AsyncRead for Transport {
                 let reason = ready!(self.input.poll_limit(context));
                 self.refuse(reason)
             }
-            // What is kept for later is counted when it is taken, so that the scanner knows what the
+            // A byte that is kept for later is counted when it is taken, so that the scanner knows what the
             // library has.
             Poll::Ready(Ok(())) => match self.input.take(&into.filled()[before..]) {
                 Ok(()) => {

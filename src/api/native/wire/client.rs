@@ -45,7 +45,7 @@ pub enum ClientMessage {
         /// The generation; where absent, the running one, else the oldest that waits.
         generation: Option<GenerationId>,
     },
-    /// A new token, in place of one that expires.
+    /// A new token, instead of one that expires.
     Auth {
         /// The token.
         token: Secret,

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::session::model::{ContextReport, Continuation, ToolCall};
 use crate::session::{Cursor, FinishReason, GenerationId, SessionId, Usage};
 
-/// Bytes that an event usually has beside its text, reserved before it is written.
+/// Bytes that an event usually has in addition to its text, reserved before it is written.
 const USUAL_FRAME: usize = 320;
 
 /// An event that the server sends.

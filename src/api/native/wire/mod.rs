@@ -22,7 +22,7 @@ use crate::session::{
 
 /// Bytes of one event, at most, except for a history whose only message is larger.
 pub const EVENT_BYTES: usize = 512 << 10;
-/// Bytes of an event beside its texts, at most.
+/// Bytes of an event in addition to its texts, at most.
 const FRAME_BYTES: usize = 2 << 10;
 
 /// The native front's wire format: one JSON object for each delta.
@@ -228,7 +228,7 @@ pub fn replay(message: &Message, at_once: bool, end: Cursor) -> Vec<Utf8Bytes> {
     events
 }
 
-/// Returns about how many bytes [`replay`] takes beside the message.
+/// Returns about how many bytes [`replay`] takes in addition to the message.
 pub fn replay_bytes(message: &Message) -> usize {
     let thinking = message.thinking.as_deref().map_or(0, quoted);
     let calls: usize = message.tool_calls.iter().map(|call| quoted(&call.arguments)).sum();
@@ -249,7 +249,7 @@ pub fn error(problem: &Problem, message_id: Option<&str>) -> Utf8Bytes {
     .json()
 }
 
-/// The first event of a WebSocket or an event stream.
+/// Returns the first event of a WebSocket or an event stream.
 pub fn connection(
     session_id: SessionId,
     cursor: Option<Cursor>,

@@ -288,7 +288,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 
 /// Returns the fields of each type of client message, as the page has them.
 fn described_fields() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
-    // What a field may be, and no field.
+    // The forms that a field may have, and no field.
     let values = ["chat", "true", "false", "low", "medium", "high"];
     let names = |text: &'static str| quoted(text).filter(|name| !values.contains(name));
     let mut all: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
