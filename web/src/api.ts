@@ -199,6 +199,11 @@ export const sessions = (cursor: string, words = "") => {
   return call<SessionPage>("GET", `${SESSIONS}?${query}`);
 };
 
+/** Returns an image of a session's message. Throws `ApiError`. */
+export async function image(session: string, digest: string): Promise<Blob> {
+  return (await send("GET", `${SESSIONS}/${session}/images/${digest}`, {}, null, UPLOAD_LIMIT)).blob();
+}
+
 /** Returns a page of a session's history, oldest first, without so many of the oldest. */
 export const messages = (id: string, skip: number) =>
   call<{ messages: StoredMessage[]; has_more: boolean }>(

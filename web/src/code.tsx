@@ -64,7 +64,7 @@ export function CodeBlock(props: { text: string; language: string; isGrowing: bo
 }
 
 /** Copies a text. The clipboard's interface exists only in a secure context. */
-async function copy(text: string): Promise<boolean> {
+export async function copy(text: string): Promise<boolean> {
   try {
     await navigator.clipboard.writeText(text);
     return true;

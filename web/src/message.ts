@@ -1,7 +1,7 @@
 /** One message of a conversation, and what is known of it. */
 
 import { batch, signal } from "@preact/signals";
-import type { Picture } from "./pictures";
+import type { Picture, StoredPictures } from "./pictures";
 import type { ContextReport, Continuation, Failure, Siblings, StoredMessage, Usage } from "./wire";
 
 export type Status =
@@ -43,8 +43,8 @@ export class Message {
   readonly reasoning = signal("");
   readonly status = signal<Status>("complete");
   readonly notes = signal<Notes>({});
-  /** The images of a question: those that this tab sent, and else their number alone. */
-  readonly pictures = signal<Picture[] | number>(0);
+  /** The images of a question: those that this tab sent, those that the service has, or their number. */
+  readonly pictures = signal<Picture[] | StoredPictures | number>(0);
   /** The alternatives of the message, where it has some. */
   readonly siblings = signal<Siblings | undefined>(undefined);
   /** The question in whose place this one is asked, until the service has it. */
@@ -125,7 +125,7 @@ export class Message {
     this.siblings.value = stored.siblings.value;
     this.status.value = stored.status.value;
     // The images themselves are better than their number.
-    if (typeof this.pictures.value === "number") this.pictures.value = stored.pictures.value;
+    if (!Array.isArray(this.pictures.value)) this.pictures.value = stored.pictures.value;
   }
 
   note(notes: Notes): void {
@@ -164,7 +164,7 @@ export function fromStored(stored: StoredMessage): Message | undefined {
   const id = stored.role === "assistant" ? (stored.generation_id ?? stored.id) : stored.id;
   const message = new Message(id, stored.role, stored.status ?? "complete", stored.content);
   if (stored.thinking) message.replace(stored.content, stored.thinking);
-  message.pictures.value = stored.images?.length ?? 0;
+  if (stored.images) message.pictures.value = { digests: stored.images.map(({ digest }) => digest) };
   message.siblings.value = stored.siblings;
   const { model, finish_reason: finish, usage, context, continued, error } = stored;
   message.notes.value = {

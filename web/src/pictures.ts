@@ -11,6 +11,11 @@ export interface Picture {
   blob: Blob;
 }
 
+/** Images that the service has. */
+export interface StoredPictures {
+  digests: string[];
+}
+
 /** Images of one question, and bytes of all of them, at most: the bounds of the service. */
 export const MOST_PICTURES = 4;
 export const MOST_BYTES = 4 << 20;

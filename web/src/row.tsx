@@ -3,6 +3,7 @@
 import { signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { copy } from "./code";
 import { saveMarkdown } from "./files";
 import { Icon } from "./icons";
 import * as sessions from "./sessions";
@@ -152,6 +153,9 @@ function Menu(props: {
       {item("pencil", "Rename", () => begin("rename"))}
       {item("archive", archived ? "Take out of the archive" : "Archive", () =>
         act(() => sessions.mark(id, { archived: !archived })),
+      )}
+      {item("copy", "Copy link", () =>
+        act(() => copy(new URL(`#${id}`, location.href).href)),
       )}
       {item("save", "Save as Markdown", () => act(() => saveMarkdown(id, title || "Untitled")))}
       {item("trash", "Delete", () => begin("delete"))}

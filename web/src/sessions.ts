@@ -83,7 +83,7 @@ const channel = "BroadcastChannel" in window ? new BroadcastChannel("jarvis") : 
 /** How long a tab's word holds, and how often it is repeated, in milliseconds. */
 const HOLDS = 5000;
 const REPEAT = 2000;
-/** How often a user's list is read again while it is seen, in milliseconds: other devices chat, too. */
+/** How often the newest of a user's sessions are listed again while the page is seen, in milliseconds. */
 const REFRESH = 15_000;
 
 const tab = kept.uuid();
@@ -161,10 +161,10 @@ function opened(id: string): Conversation {
   const conversation = new Conversation(id, () => userId.peek());
   conversation.onEnd = (answer: Message) => {
     touch(id);
-    if (!titled.has(id)) void learnModelsTitle(id);
+    if (conversation.messages.peek().length <= 2) void learnModelsTitle(id);
     if (id !== current.peek()) unread.value = new Set([...unread.peek(), id]);
-    // The list is read again at the next end, or when the page becomes visible.
-    if (userId.peek()) refresh().catch(() => {});
+    // The list is read again soon, where this fails.
+    if (userId.peek()) refreshNewest().catch(() => {});
     ended.value = answer;
     openUndelivered();
   };
@@ -241,12 +241,9 @@ function keepLocal(change: (entries: Entry[]) => Entry[]): void {
 
 /** How long the model may take for a title after the first answer, in milliseconds. */
 const TITLE_PAUSE = 4000;
-/** The sessions whose title was read after their first answer in this tab. */
-const titled = new Set<string>();
 
 /** Reads the title of a session some time after its first answer: the model may have written it. */
 async function learnModelsTitle(id: string): Promise<void> {
-  titled.add(id);
   await new Promise((resolve) => setTimeout(resolve, TITLE_PAUSE));
   try {
     changed(await api.describe(id));
@@ -298,6 +295,18 @@ export async function refresh(): Promise<void> {
     cursor = page.next_cursor;
   }
   remote.value = entries;
+}
+
+/** Reads the newest page of the user's sessions again: those that other devices use are in it. Older ones
+ * stay as they were listed. Throws where the service does not answer. */
+async function refreshNewest(): Promise<void> {
+  const page = await api.sessions("");
+  const newest = page.sessions.map(toEntry);
+  const ids = new Set(newest.map(({ id }) => id));
+  const oldest = page.next_cursor === null ? 0 : (newest.at(-1)?.updated ?? 0);
+  const isOlder = ({ id, updated }: Entry) => !ids.has(id) && updated < oldest;
+  const older = remote.peek().filter(isOlder);
+  remote.value = [...newest, ...older.map((entry) => ({ ...entry, running: false }))];
 }
 
 /** Signs in with a token that the service accepts. Throws where it does not. */
@@ -486,11 +495,11 @@ export function follow(): void {
   openUndelivered();
   const due = () => kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
   void dropPicturesBut(() => new Set(due().map(({ message_id }) => message_id)));
-  const refreshIfSeen = () => {
-    if (document.visibilityState === "visible" && userId.peek()) refresh().catch(() => {});
+  const ifSeen = (read: () => Promise<void>) => () => {
+    if (document.visibilityState === "visible" && userId.peek()) read().catch(() => {});
   };
-  document.addEventListener("visibilitychange", refreshIfSeen);
-  setInterval(refreshIfSeen, REFRESH);
+  document.addEventListener("visibilitychange", ifSeen(refresh));
+  setInterval(ifSeen(refreshNewest), REFRESH);
 }
 
 function go(): void {

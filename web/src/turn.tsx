@@ -1,6 +1,7 @@
 /** One message of a conversation, as it is shown. */
 
 import { useEffect, useRef, useState } from "preact/hooks";
+import { image } from "./api";
 import { duration, remedyOf, sentence } from "./advice";
 import { CopyButton } from "./code";
 import type { Conversation } from "./conversation";
@@ -9,7 +10,7 @@ import { Icon } from "./icons";
 import { tooLong } from "./length";
 import { Markdown } from "./markdown";
 import type { Message, Notes } from "./message";
-import type { Picture } from "./pictures";
+import type { Picture, StoredPictures } from "./pictures";
 import { askAgain, showNew, writeAgain } from "./sessions";
 import { openDialog } from "./dialogs";
 import type { Failure } from "./wire";
@@ -54,7 +55,7 @@ function Question({ message, conversation }: { message: Message; conversation: C
           {message.text.value}
         </div>
       )}
-      <Pictures of={message.pictures.value} />
+      <Pictures of={message.pictures.value} session={conversation.id} />
       {status === "complete" && !isEdited && (
         <footer>
           <Siblings message={message} conversation={conversation} />
@@ -182,10 +183,19 @@ function Siblings({ message, conversation }: { message: Message; conversation: C
   );
 }
 
-/** The images of a question. The service gives none back, so that another tab has their number. */
-function Pictures({ of }: { of: Picture[] | number }) {
+/** The images of a question. */
+function Pictures({ of, session }: { of: Picture[] | StoredPictures | number; session: string }) {
   if (typeof of === "number") {
     return of ? <p class="pictures">{of === 1 ? "1 image" : `${of} images`}</p> : null;
+  }
+  if (!Array.isArray(of)) {
+    return (
+      <p class="pictures">
+        {of.digests.map((digest, index) => (
+          <StoredPicture key={digest} session={session} digest={digest} name={`Image ${index + 1}`} />
+        ))}
+      </p>
+    );
   }
   if (!of.length) return null;
   return (
@@ -194,6 +204,41 @@ function Pictures({ of }: { of: Picture[] | number }) {
         <img key={url} src={url} alt={name} />
       ))}
     </p>
+  );
+}
+
+/** An image that the service has. It is asked for when it comes into view. */
+function StoredPicture(props: { session: string; digest: string; name: string }) {
+  const { session, digest, name } = props;
+  const place = useRef<HTMLSpanElement>(null);
+  const [url, setUrl] = useState("");
+  const [isGone, setGone] = useState(false);
+  useEffect(() => {
+    let made = "";
+    let isLeft = false;
+    const seen = new IntersectionObserver(([entry]) => {
+      if (!entry?.isIntersecting) return;
+      seen.disconnect();
+      image(session, digest).then(
+        (blob) => {
+          if (isLeft) return;
+          made = URL.createObjectURL(blob);
+          setUrl(made);
+        },
+        () => setGone(true),
+      );
+    });
+    seen.observe(place.current!);
+    return () => {
+      isLeft = true;
+      seen.disconnect();
+      if (made) URL.revokeObjectURL(made);
+    };
+  }, [session, digest]);
+  return (
+    <span class="stored" ref={place}>
+      {url ? <img src={url} alt={name} /> : isGone && `${name} cannot be shown`}
+    </span>
   );
 }
 
@@ -276,7 +321,7 @@ function Footer(props: { message: Message; notes: Notes; conversation: Conversat
   }
   if (continued?.length) {
     const isNew = continued.some(({ how }) => how === "restarted");
-    facts.push(isNew ? "begun anew after an interruption" : "continued after an interruption");
+    facts.push(isNew ? "started again after an interruption" : "continued after an interruption");
   }
   if (model) facts.push(model.replace(/:latest$/, ""));
   if (usage?.completion_tokens) facts.push(`${usage.completion_tokens} tokens`);
