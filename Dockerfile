@@ -1,22 +1,24 @@
-# The image holds one static program and the certificates of the public authorities: no shell, no package manager, no
-# library that could be outdated. Scanners read the program's crates from a section that cargo-auditable writes.
+# The image holds one static program and the certificates of the public authorities: no shell, no package
+# manager, no library that could be outdated. Scanners read the program's crates from a section that
+# cargo-auditable writes.
 #
 #   docker build -t jarvis:0.1.0 --build-arg REVISION=$(git rev-parse HEAD) .
 #   docker buildx build --platform linux/amd64,linux/arm64 --sbom=true --push -t REGISTRY/jarvis:0.1.0 .
 #
 # Every builder of Docker and of Podman can build it, the old one without BuildKit, too.
 #
-# RUST is the image that compiles: any with a Rust of at least 1.95, a C compiler and the static libraries of glibc
-# (libc6-dev). BASE is what the program is put into, for those whose rules want another one than nothing, such as
-# gcr.io/distroless/static-debian12.
-# PROFILE is how it is compiled: `dist` to be passed on, and `release` where a changed line has to be built again within a
-# minute. Each profile has its own layer of dependencies, so the first build with another one takes its time.
+# RUST is the image that compiles: any with a Rust of at least 1.95, a C compiler and the static libraries of
+# glibc (libc6-dev). BASE is what the program is put into, for those whose rules want another one than
+# nothing, such as gcr.io/distroless/static-debian12.
+# PROFILE is how it is compiled: `dist` to be passed on, and `release` where a changed line has to be built
+# again within a minute. Each profile has its own layer of dependencies, so the first build with another one
+# takes its time.
 ARG RUST=rust:1.95-bookworm
 ARG BASE=scratch
 ARG PROFILE=dist
 
 
-# What decides the dependencies: the manifests of all members, with empty sources.
+# The files that decide the dependencies: the manifests of all members, with empty sources.
 FROM ${RUST} AS manifests
 WORKDIR /src
 COPY . .
@@ -65,7 +67,7 @@ LABEL org.opencontainers.image.title="jarvis" \
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /jarvis /usr/local/bin/jarvis
 
-# A number, as Kubernetes can't tell whether a name is root.
+# A number, as Kubernetes cannot check whether a name is root.
 USER 10001:10001
 # The allocator (mimalloc) gives the memory of closed sockets back soon: by default a thread looks for
 # unused pages only every 10,000 times that it needs a new one.

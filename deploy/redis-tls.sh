@@ -1,8 +1,9 @@
 #!/bin/sh
-# Writes what k8s/components/redis-tls needs, to files that git ignores: an authority for Redis alone, a certificate by it,
-# and the URL with the password of deploy/secrets.sh. The key of the authority is kept nowhere.
-# What exists stays as it is. To get another certificate, remove k8s/components/redis-tls/written-by-deploy-redis-tls.sh and
-# k8s/components/redis-ca/ca.crt, run this, and apply: Redis and the replicas are replaced, and connect once both are.
+# Writes what k8s/components/redis-tls needs, to files that git ignores: an authority for Redis alone, a
+# certificate by it, and the URL with the password of deploy/secrets.sh. The key of the authority is kept
+# nowhere. Existing files stay as they are. To get another certificate, remove
+# k8s/components/redis-tls/written-by-deploy-redis-tls.sh and k8s/components/redis-ca/ca.crt, run this, and
+# apply: Redis and the replicas are replaced, and connect once both are.
 set -eu
 umask 077
 root=${1:-$(dirname "$0")/..}

@@ -3,7 +3,8 @@
 #   .env                              for docker-compose.yml
 #   k8s/components/redis/written-by-deploy-secrets.sh/
 #                                     for kustomize: the users of Redis, and the URL with the password
-# What exists stays as it is. Remove a file to get another password, and restart Redis and the replicas together.
+# Existing files stay as they are. Remove a file to get another password, and restart Redis and the replicas
+# together.
 set -eu
 umask 077
 root=${1:-$(dirname "$0")/..}
@@ -14,8 +15,8 @@ password() {
     od -An -N32 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-# Copies standard input, with $2 in the place of each $1. Everything here is built into the shell: every user of the
-# machine can read the arguments of a program, and a password must not be among them.
+# Copies standard input, with $2 instead of each $1. Everything here is built into the shell: every user of
+# the machine can read the arguments of a program, and a password must not be among them.
 replace() {
     while IFS= read -r rest || [ -n "$rest" ]; do
         line=
@@ -36,7 +37,8 @@ write() {
     echo "$1 written"
 }
 
-# The passwords of the users jarvis, replica (for backups), sentinel and admin (for operators): each has its own.
+# The passwords of the users jarvis, replica (for backups), sentinel and admin (for operators): each has its
+# own.
 for name in JARVIS_REDIS_PASSWORD JARVIS_REDIS_REPLICA_PASSWORD JARVIS_REDIS_SENTINEL_PASSWORD JARVIS_REDIS_ADMIN_PASSWORD; do
     if ! grep -qs "^$name=." "$root/.env"; then
         { [ ! -e "$root/.env" ] || grep -v "^$name=" "$root/.env" || true

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Replaces the replicas of docker-compose.yml by ones of the present folder, one at a time: a new one gets ready, then an
-# old one stops accepting, finishes its turns and goes. nginx, Redis and Ollama stay as they are.
-# A new replica that does not get ready is removed, and the old ones keep running: nothing is lost by a failed upgrade.
-# A rollback is the same with the earlier version checked out.
+# Replaces the replicas of docker-compose.yml by ones of the present folder, one at a time: a new one gets
+# ready, then an old one stops accepting, finishes its turns and goes. nginx, Redis and Ollama stay as they
+# are. A new replica that does not get ready is removed, and the old ones keep running: nothing is lost by a
+# failed upgrade. A rollback is the same with the earlier version checked out.
 #
 #   deploy/upgrade.sh               builds the image first
 #   deploy/upgrade.sh --no-build    takes the image that is there, for those who pull it
