@@ -17,7 +17,7 @@ impl Lines {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Whether the line that has begun is longer than any that the service sends.
+    /// Returns whether the line that has begun is longer than any that the service sends.
     pub fn is_too_long(&self) -> bool {
         self.buffer.len() > LONGEST_LINE
     }

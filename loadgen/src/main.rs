@@ -131,6 +131,7 @@ impl Load {
             sse_percent: self.sse as usize,
             rest_percent: self.rest as usize,
             responses_percent: self.responses as usize,
+            resumes: 0,
             branch_percent: self.branches as usize,
             script: Script {
                 model: self.model.clone(),
@@ -347,7 +348,7 @@ async fn load(run: &Run) -> anyhow::Result<bool> {
     Ok(report.broken.is_empty())
 }
 
-/// A signal ends the run in order, as its own end does: the fleet must be stopped.
+/// Ends the run in order at a signal, as at its own end: the fleet must be stopped.
 async fn until_signal(run: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {

@@ -13,6 +13,10 @@ use crate::checker::Flaw;
 const FLAWS_KEPT: usize = 100;
 /// The recoveries that are kept with their parts.
 const SLOWEST_KEPT: usize = 12;
+/// The shortest pause that is kept: hosts write more often, and a takeover takes longer.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// The pauses that are kept, at most.
+const PAUSES_KEPT: usize = 1_000_000;
 /// The longest time that a histogram distinguishes: ten minutes, in microseconds.
 const LONGEST: u64 = 600_000_000;
 
@@ -101,6 +105,17 @@ impl Recovery {
     }
 }
 
+/// A time without a character on a connection that stayed.
+#[derive(Clone, Debug)]
+pub struct Pause {
+    /// The generation.
+    pub generation: String,
+    /// The last character before it.
+    pub from: tokio::time::Instant,
+    /// The first character after it.
+    pub until: tokio::time::Instant,
+}
+
 /// Times and texts, which need more than a counter.
 #[derive(Debug)]
 pub struct Measured {
@@ -116,6 +131,8 @@ pub struct Measured {
     pub whole_answer: Histogram<u64>,
     /// The same where the replica had announced the end with a retry time.
     pub announced_recovery: Histogram<u64>,
+    /// The longer times without a character on a connection that stayed.
+    pub pauses: Vec<Pause>,
     /// Errors by code.
     pub errors: BTreeMap<String, u64>,
     /// The first flaws.
@@ -152,6 +169,7 @@ impl Default for Tally {
                 slowest: Vec::new(),
                 whole_answer: times(),
                 announced_recovery: times(),
+                pauses: Vec::new(),
                 errors: BTreeMap::new(),
                 flaws: Vec::new(),
                 part_gap: times(),
@@ -209,6 +227,13 @@ impl Measured {
     pub fn gap(&mut self, gap: Duration) {
         record(&mut self.gap, gap);
         record(&mut self.part_gap, gap);
+    }
+
+    /// Keeps a longer time without a character on a connection that stayed.
+    pub fn paused(&mut self, pause: Pause) {
+        if pause.until - pause.from >= SHORTEST_PAUSE && self.pauses.len() < PAUSES_KEPT {
+            self.pauses.push(pause);
+        }
     }
 
     /// Records a recovery.

@@ -11,6 +11,7 @@ mod frames;
 mod plan;
 mod report;
 mod target;
+mod unread;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -143,7 +144,7 @@ async fn all(fleet: &Fleet, attack: &Attack, tally: &Tally) -> anyhow::Result<Ve
         let seen = target.seen();
         drop(target);
         sleep(attack.rest).await;
-        // What an attack does to a session may show only after it.
+        // The effect of an attack on a session may show only after it.
         honest.count_errors(tally);
         let row = Row::new(kind.text(), &honest, [before, peak, memory(fleet).await?], seen);
         rows.push(row.keeping(kind.kept_mib()));

@@ -7,9 +7,15 @@ use super::Attack;
 use super::connections::{self, Connections};
 use super::floods::{self, Flood, FloodPlan};
 use super::target::{Addresses, Target};
+use super::unread;
 
 /// The addresses of a flood from many addresses. Each may send 120 turns a minute.
 const MANY: usize = 500;
+
+/// The addresses that leave replies unread: each may take a quarter of the room for them.
+const UNREAD_SHARES: usize = 3;
+/// The MiB of that room.
+const UNREAD_MIB: f64 = 128.0;
 
 /// The second byte of the first addresses of attacks, and how many attacks have addresses behind it.
 const FIRST_BLOCK: u8 = 64;
@@ -36,6 +42,8 @@ pub enum AttackKind {
     Garbage,
     /// Sockets that are established, and then misbehave within what keeps them open
     GarbageSockets,
+    /// Pages, event streams and histories that three addresses ask for and do not read
+    Unread,
     /// One address that opens sockets in a loop
     Sockets,
     /// One address that fills its share of the queue
@@ -59,6 +67,7 @@ impl AttackKind {
             Self::SlowHttp2 => "slow connections, HTTP/2",
             Self::Garbage => "garbage, endless fragments, pings",
             Self::GarbageSockets => "established sockets misbehave",
+            Self::Unread => "replies that nobody reads",
             Self::Sockets => "one address opens sockets",
             Self::Queue => "one address fills the queue",
             Self::Floods => "all floods at once",
@@ -68,9 +77,13 @@ impl AttackKind {
 
     /// Returns the MiB that a replica may keep of what this sends for a minute after it, beside the
     /// factor that memory may grow by: images, redo entries and copies, which a failover of Redis may
-    /// need, have 64 MiB each.
+    /// need, have 64 MiB each; replies that are not read have their shares of a room.
     pub fn kept_mib(self) -> f64 {
-        if matches!(self, Self::Large | Self::Floods) { 3.0 * 64.0 } else { 0.0 }
+        match self {
+            Self::Large | Self::Floods => 3.0 * 64.0,
+            Self::Unread => UNREAD_MIB * UNREAD_SHARES as f64 / 4.0,
+            _ => 0.0,
+        }
     }
 
     /// Returns the attacks that run at once in this one.
@@ -104,7 +117,10 @@ impl AttackKind {
 
     /// Returns whether the attack holds connections.
     fn holds_connections(self) -> bool {
-        matches!(self, Self::SlowHttp1 | Self::SlowHttp2 | Self::Garbage | Self::GarbageSockets)
+        matches!(
+            self,
+            Self::SlowHttp1 | Self::SlowHttp2 | Self::Garbage | Self::GarbageSockets | Self::Unread
+        )
     }
 
     /// Attacks from the addresses of this block, and with so many connections where it holds some.
@@ -127,6 +143,7 @@ impl AttackKind {
             Self::SlowHttp2 => hold(Connections::SlowHttp2).await,
             Self::Garbage => hold(Connections::Garbage).await,
             Self::GarbageSockets => hold(Connections::GarbageSockets).await,
+            Self::Unread => unread::run(target, connections, addresses(UNREAD_SHARES)).await,
             Self::Sockets => connections::open_in_a_loop(target, addresses(1)).await,
             Self::Queue => flood(Flood::Queue, 1).await,
             Self::Floods | Self::Everything => {}

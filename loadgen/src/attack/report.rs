@@ -97,7 +97,7 @@ pub struct AttackReport {
 }
 
 impl AttackReport {
-    /// Creates the report of these rows, of which the first is the baseline. What was not met is
+    /// Creates the report of these rows, of which the first is the baseline. An aim that was not met is
     /// added to what was broken for the honest sessions.
     pub fn of(honest: Report, rows: Vec<Row>, anonymous_mib: u32) -> Self {
         let mut report = Self { honest, rows, anonymous_mib };

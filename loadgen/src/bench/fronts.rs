@@ -101,6 +101,15 @@ pub fn write(table: &mut String, all: &[Fronts]) {
             socket.redis_us,
             openai.redis_us
         );
+        let whole = |cost: &Cost| cost.jarvis_us + cost.redis_us;
+        let _ = writeln!(
+            table,
+            "  {:>12} of the WebSocket's: first token p50 {:.2}   p99 {:.2}   CPU a token {:.2}",
+            "",
+            first_token_p50[2] / first_token_p50[1],
+            first_token_p99[2] / first_token_p99[1],
+            whole(openai) / whole(socket)
+        );
     }
 }
 

@@ -46,13 +46,15 @@ pub struct Load {
 }
 
 impl Load {
-    /// One token a piece, so that the first comes as early in each answer as in any other.
+    /// Returns the prompt: one token a piece, so that the first comes as early in each answer as in any
+    /// other.
     fn prompt(&self) -> String {
         let Self { tokens, rate, .. } = self;
         format!("[[count tokens={tokens} rate={rate}]] {}", Uuid::new_v4().simple())
     }
 
-    /// One more than the answer has: an answer that uses up its limit counts as cut off.
+    /// Returns the limit of tokens, one more than the answer has: an answer that uses up its limit counts as
+    /// cut off.
     fn limit(&self) -> usize {
         self.tokens + 1
     }

@@ -21,6 +21,8 @@ pub struct Claims {
     pub ended: usize,
     /// Turns without a claim within the limit.
     pub left: usize,
+    /// The generations of all of them.
+    pub generations: Vec<String>,
 }
 
 /// Watches the index of open turns until the dead replica holds none any more.
@@ -32,10 +34,12 @@ pub async fn watch(fleet: &Fleet, dead: &str, died: Instant) -> Claims {
         if let Ok(open) = fleet.open_turns().await {
             let open: HashMap<String, String> = open.into_iter().collect();
             let held = waiting.get_or_insert_with(|| {
-                open.iter()
-                    .filter(|(_, holder)| *holder == dead)
-                    .map(|(turn, _)| turn.clone())
-                    .collect()
+                let held = open.iter().filter(|(_, holder)| *holder == dead);
+                let held: Vec<String> = held.map(|(turn, _)| turn.clone()).collect();
+                let generations = held.iter().filter_map(|turn| turn.split_once(' '));
+                claims.generations =
+                    generations.map(|(_, generation)| generation.to_owned()).collect();
+                held
             });
             held.retain(|turn| match open.get(turn) {
                 Some(holder) if holder == dead => true,

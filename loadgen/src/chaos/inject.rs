@@ -46,6 +46,8 @@ pub struct Injected {
 pub struct Death {
     /// The fate of its turns.
     pub claims: Claims,
+    /// When it happened.
+    pub died: Instant,
     /// Whether Redis had a fault near it.
     pub redis_disturbed: bool,
 }
@@ -241,7 +243,7 @@ impl Injector {
         let felt = Duration::from_millis(self.redis_felt.load(Ordering::Relaxed));
         let redis_disturbed = died - self.began < felt;
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        record.deaths.push(Death { claims, redis_disturbed });
+        record.deaths.push(Death { claims, died, redis_disturbed });
     }
 
     async fn start_sim(&self, sim: usize) -> anyhow::Result<()> {

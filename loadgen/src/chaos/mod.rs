@@ -16,7 +16,7 @@ use testkit::redis::RedisKind;
 use crate::client::{Options, Replicas};
 use crate::fleet::{Fleet, Plan};
 use crate::report::{Report, Times};
-use crate::tally::{Tally, record, times};
+use crate::tally::{Pause, Tally, record, times};
 use inject::{Injected, Injector, Record};
 use plan::{Part, Setting, plan};
 use suspicions::Suspicions;
@@ -25,6 +25,8 @@ const REPLICAS: usize = 3;
 /// The seconds for which a fault has effects after its repair.
 const FELT: f64 = 3.0;
 const SIMS: usize = 2;
+/// How often each response that has ended is streamed again.
+const RESUMES: usize = 8;
 
 /// A run of chaos.
 #[derive(Clone, Debug)]
@@ -57,6 +59,11 @@ pub struct ChaosReport {
     pub claim_ms: Times,
     /// The same with a fault of Redis under way, or less than 6 s before.
     pub claim_with_redis_fault_ms: Times,
+    /// The times from a replica's death to the next character of its turns at clients that were connected
+    /// to others, without a fault of Redis.
+    pub kept_connection_ms: Times,
+    /// The same with a fault of Redis.
+    pub kept_connection_with_redis_fault_ms: Times,
     /// Turns of dead replicas that ended before they were seen under another replica.
     pub ended_unseen: usize,
     /// Turns of dead replicas without a claim within 30 s.
@@ -105,7 +112,8 @@ pub async fn run(chaos: Chaos) -> anyhow::Result<ChaosReport> {
         spared: chaos.spared,
     });
     let tally = Arc::new(Tally::default());
-    let load = Options { replicas: Replicas::new(fleet.urls()), ..chaos.load };
+    let replicas = Replicas::new(fleet.urls());
+    let load = Options { replicas, resumes: RESUMES, ..chaos.load };
     let (seed, sessions) = (load.seed, load.sessions);
     let injector = Injector::new(Arc::clone(&fleet));
     let (in_time, ()) =
@@ -117,13 +125,15 @@ pub async fn run(chaos: Chaos) -> anyhow::Result<ChaosReport> {
     let logs = fleet.replicas.iter().map(|replica| replica.log());
     let suspicions = Suspicions::read(logs, &injector.lives)?;
     clients.broken.extend(suspicions.wrong.iter().cloned());
-    Ok(report(chaos.redis, clients, suspicions, injector.take_record()))
+    let pauses = std::mem::take(&mut tally.measured().pauses);
+    Ok(report(chaos.redis, clients, suspicions, &pauses, injector.take_record()))
 }
 
 fn report(
     redis: RedisKind,
     mut clients: Report,
     suspicions: Suspicions,
+    pauses: &[Pause],
     record_of: Record,
 ) -> ChaosReport {
     let mut faults_by_kind = BTreeMap::new();
@@ -134,11 +144,19 @@ fn report(
         clients.broken.push(format!("{}: {}", fault.what, fault.outcome));
     }
     let (mut quiet, mut disturbed) = (times(), times());
+    let (mut kept, mut kept_disturbed) = (times(), times());
     let (mut ended_unseen, mut unclaimed) = (0, 0);
     for death in &record_of.deaths {
         let histogram = if death.redis_disturbed { &mut disturbed } else { &mut quiet };
         for time in &death.claims.claimed {
             record(histogram, *time);
+        }
+        let kept = if death.redis_disturbed { &mut kept_disturbed } else { &mut kept };
+        for pause in pauses {
+            let is_over = pause.from <= death.died && pause.until > death.died;
+            if is_over && death.claims.generations.contains(&pause.generation) {
+                record(kept, pause.until - death.died);
+            }
         }
         ended_unseen += death.claims.ended;
         unclaimed += death.claims.left;
@@ -152,6 +170,8 @@ fn report(
         faults_by_kind,
         claim_ms: Times::of(&quiet),
         claim_with_redis_fault_ms: Times::of(&disturbed),
+        kept_connection_ms: Times::of(&kept),
+        kept_connection_with_redis_fault_ms: Times::of(&kept_disturbed),
         ended_unseen,
         unclaimed,
         unwatched: record_of.unwatched,
@@ -174,6 +194,12 @@ impl ChaosReport {
         let _ = writeln!(table, "{}", self.claim_ms.row("death to claim, Redis well"));
         let name = "death to claim, Redis disturbed";
         let _ = writeln!(table, "{}", self.claim_with_redis_fault_ms.row(name));
+        for (name, times) in [
+            ("death to character, Redis well", &self.kept_connection_ms),
+            ("death to character, disturbed", &self.kept_connection_with_redis_fault_ms),
+        ] {
+            let _ = writeln!(table, "{}", times.row(name));
+        }
         let _ = writeln!(
             table,
             "  {:<34} {} ended unseen, {} unclaimed, {} deaths not watched",

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::checker::{Beside, Flaw, Progress, Sent, Turn, check_history};
 use crate::event::{Event, Stored};
 use crate::script::{Script, random_uuid};
-use crate::tally::{Recovery, Tally, count, record};
+use crate::tally::{Pause, Recovery, Tally, count, record};
 
 /// The longest pause before the first attempt to reconnect; it doubles from one attempt to the
 /// next.
@@ -59,6 +59,9 @@ pub struct Options {
     pub rest_percent: usize,
     /// The percentage of sessions that use OpenAI's responses in the background.
     pub responses_percent: usize,
+    /// How often a response that has ended is streamed again, each time after a random event of it, and
+    /// compared with what was streamed before.
+    pub resumes: usize,
     /// The percentage of turns that regenerate the answer of the turn before or edit its question, in
     /// sessions of their own.
     pub branch_percent: usize,
@@ -124,7 +127,7 @@ impl Shared {
         Ok(Self { options: Arc::new(options), tally, http })
     }
 
-    /// The number of sessions.
+    /// Returns the number of sessions.
     pub fn sessions(&self) -> usize {
         self.options.sessions
     }
@@ -275,7 +278,15 @@ impl Client {
         let mut measured = tally.measured();
         match watch.last {
             None => record(&mut measured.first_token, now - watch.asked),
-            Some(last) => measured.gap(now - last),
+            Some(last) => {
+                measured.gap(now - last);
+                if watch.lost.is_none()
+                    && let Some(generation) = turn.generation()
+                {
+                    let generation = generation.to_owned();
+                    measured.paused(Pause { generation, from: last, until: now });
+                }
+            }
         }
         drop(measured);
         watch.last = Some(now);

@@ -1,8 +1,9 @@
 //! A client of OpenAI's responses: a POST in the background, then GETs that resume after the last
-//! number, and at the end one that retrieves the response.
+//! number, and at the end one that retrieves the response, and some that stream it again.
 
 use std::time::Duration;
 
+use rand::Rng;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -37,6 +38,8 @@ struct Reading {
     last: Option<u64>,
     /// The bytes of text so far.
     bytes: usize,
+    /// The events so far, where they are compared at the end.
+    events: Vec<Value>,
 }
 
 /// Creates a response, reads its events to the end, and compares them with what is retrieved.
@@ -79,12 +82,18 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
         client.counted_connection();
         client.attempts = 0;
         let ended = read(watch, response, |watch, _, data| {
-            take(client, turn, watch, &mut reading, &serde_json::from_str(data).ok()?)
+            let event: ResponseEvent = serde_json::from_str(data).ok()?;
+            if client.shared.options.resumes > 0 && event.kind != "error" {
+                reading.events.push(serde_json::from_str(data).ok()?);
+            }
+            take(client, turn, watch, &mut reading, &event)
         });
         match ended.await {
             Ended::Turn(Outcome::Complete) => {
-                let id = reading.id.unwrap_or_default();
-                return compare_retrieved(client, turn, &id).await;
+                let id = reading.id.clone().unwrap_or_default();
+                let outcome = compare_retrieved(client, turn, &id).await;
+                compare_resumed(client, turn, watch, &id, &reading.events).await;
+                return outcome;
             }
             Ended::Turn(outcome) => return outcome,
             Ended::Lost => {
@@ -95,7 +104,7 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
     }
 }
 
-/// Expects all text again, because the answer has begun anew.
+/// Expects all text again, because the answer has started again.
 fn start_over(client: &Client, turn: &mut Turn, reading: &mut Reading) {
     count(&client.shared.tally.counters.restarts);
     turn.start_over();
@@ -189,7 +198,7 @@ fn of_kind(kind: &str) -> Event {
 }
 
 /// Checks that an event has the number after the last one. The numbers from 2 on leap by a million
-/// each time that an answer begins anew.
+/// each time that an answer starts again.
 fn number(client: &Client, turn: &Turn, reading: &mut Reading, number: u64) {
     const LEAP: u64 = 1_000_000;
     let last = reading.last.replace(number);
@@ -247,4 +256,87 @@ async fn compare_retrieved(client: &mut Client, turn: &mut Turn, id: &str) -> Ou
     }
     client.flaws(turn);
     Outcome::Complete
+}
+
+/// Streams a response that has ended again, after some of its events, each time from another replica, and
+/// compares what follows with what came before.
+async fn compare_resumed(
+    client: &mut Client,
+    turn: &Turn,
+    watch: &mut Watch,
+    id: &str,
+    events: &[Value],
+) {
+    for _ in 0..client.shared.options.resumes {
+        // Nothing comes after the last event.
+        if events.len() < 2 || watch.is_over() {
+            return;
+        }
+        let at = client.random.random_range(0..events.len() - 1);
+        let after = &events[at]["sequence_number"];
+        let resumed = timeout(RETRIEVE_LIMIT, resumed(client, watch, id, after)).await;
+        let wanted = &events[at + 1..];
+        let difference = match resumed {
+            // The time of the turn is over.
+            Ok(None) => return,
+            Ok(Some(again)) if again == wanted => continue,
+            Ok(Some(again)) => {
+                let place =
+                    again.iter().zip(wanted).take_while(|(one, other)| one == other).count();
+                format!(
+                    "event {place} of {} after number {after} was {:?}, and is {:?} of {} now",
+                    wanted.len(),
+                    wanted.get(place),
+                    again.get(place),
+                    again.len()
+                )
+            }
+            Err(_) => format!("it could not be streamed again after number {after}"),
+        };
+        let tally = &client.shared.tally;
+        tally.flaw(client.name, &client.session, turn.generation(), &Flaw::Wrong(difference));
+    }
+}
+
+/// Returns the events of a response that has ended after one of its numbers, however often that has to be
+/// asked for; none where the time of the turn is over.
+async fn resumed(
+    client: &mut Client,
+    watch: &mut Watch,
+    id: &str,
+    after: &Value,
+) -> Option<Vec<Value>> {
+    loop {
+        if watch.is_over() {
+            return None;
+        }
+        let base = client.another_replica();
+        let url = format!("{base}/v1/responses/{id}?stream=true&starting_after={after}");
+        let sent = client.named(client.shared.http.get(url)).send();
+        match timeout(client.patience(HEAD_LIMIT), sent).await {
+            Ok(Ok(response)) if response.status().is_success() => {
+                let mut events: Vec<Value> = Vec::new();
+                let mut is_whole = true;
+                let ended = read(watch, response, |_, _, data| {
+                    let event: Value = serde_json::from_str(data).ok()?;
+                    is_whole &= event["type"] != "error";
+                    events.push(event);
+                    None
+                });
+                // The last event of a response has the response.
+                ended.await;
+                let last = events.last().map(|event| event["response"]["status"].clone());
+                let is_at_end = last.is_some_and(|status| status == "completed");
+                if is_whole && is_at_end {
+                    return Some(events);
+                }
+                client.error("resume:broken");
+            }
+            Ok(Ok(response)) => {
+                client.error(&format!("resume:{}", Refusal::read(response).await.code));
+            }
+            _ => client.error("resume:unreachable"),
+        }
+        client.pause(None).await;
+    }
 }

@@ -44,7 +44,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// The turn has ended.
+    /// Keeps a turn that has ended.
     pub fn keep(&mut self, turn: Turn) {
         self.repeated = turn.was_repeated().then_some(turn);
     }
@@ -236,7 +236,7 @@ fn hear(
         if !event.retryable {
             return Some(Outcome::Failed(code));
         }
-        // The client continues to read: the refused message may have been accepted all the same.
+        // The client continues to read: the refused message may nevertheless have been accepted.
         let seconds = event.retry_after.unwrap_or(1.0) + client.random.random_range(0.0..1.0);
         line.not_before = Some(Instant::now() + Duration::from_secs_f64(seconds.clamp(0.0, 10.0)));
         line.sent = None;
