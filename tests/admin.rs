@@ -50,7 +50,7 @@ impl Admin {
         send(http().put(format!("{}/admin/log-level", self.url)).json(body)).await
     }
 
-    /// The events of the log so far.
+    /// Returns the events of the log so far.
     fn events(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.log).expect("a log");
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()

@@ -58,7 +58,7 @@ async fn fleet(settings: &[(&str, &str)]) -> Fleet {
     Fleet { hosts, replicas, _redis: redis }
 }
 
-/// Who asks: a user, or the address of a stranger.
+/// The caller: a user, or the address of a stranger.
 #[derive(Clone, Copy)]
 enum Caller {
     User(&'static str),

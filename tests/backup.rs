@@ -137,7 +137,7 @@ async fn a_backup_brings_every_session_back_and_the_turn_that_ran_is_finished() 
     let answer = ollama_sim::script_answer(MODEL, message, None, 64);
     assert_eq!(messages[1]["content"], answer.as_str());
     assert_eq!(messages[1]["writers"], 2);
-    // What came after the backup is gone, and nothing of it is half there.
+    // Data from after the backup is gone, and nothing of it is half there.
     let path = format!("/api/v1/chat/sessions/{later}");
     assert_eq!(get(&replica, &path).await.status, 404);
     // The session takes its next turn, and all of it survives a restart.

@@ -257,7 +257,7 @@ async fn what_cannot_be_regenerated_edited_or_selected_is_refused_and_changes_no
     assert_eq!((reply.status, &reply.body["code"]), (409, &json!("turn_running")));
     socket.say(&json!({"type": "cancel"})).await;
     socket.until("cancelled").await;
-    // What was cancelled is an answer as any other, and so is the one beside it.
+    // A cancelled answer is an answer as any other, and so is the one beside it.
     let reply = regenerate(replica, &session, running).await;
     assert_eq!(reply.status, 200, "{}", reply.body);
 }

@@ -25,7 +25,10 @@ use support::metrics::metrics;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::redis_time::{begin_timing, longest, takes_moments, timed_calls};
+use support::setup::{Setup, setup};
 use support::store::{connect, new_turn};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 const OWNER: Owner = Owner::Anonymous;
 const KIB: u64 = 1024;
@@ -137,7 +140,7 @@ async fn a_refused_caller_and_callers_that_never_return_give_back_what_has_expir
     let new = SessionId::random();
     assert_eq!(budget.room(&OWNER, "once", new).await.map(drop), Err(OverBudget::Bytes));
     assert_eq!(budget.room(&OWNER, "another", new).await.map(drop), Err(OverBudget::Total));
-    // Nobody uses them any more, and they expire. A removal that is under way may record one anew.
+    // Nobody uses them any more, and they expire. A removal that is under way may record one again.
     let room = async || {
         for session in &sessions {
             server.cli(&["ZADD", "jarvis:{budget}:expiry", "XX", "1", &session.to_string()]);
@@ -506,7 +509,7 @@ async fn networks_of_one_48_give_together_before_a_smaller_one_and_the_largest_5
         kept += usize::from(exists(&store, *session).await);
     }
     assert!((20..60).contains(&kept), "{kept} of the network that takes most");
-    // What is deleted leaves no count of a network.
+    // A deleted session leaves no count of a network.
     for session in of_56.into_iter().chain(honest).chain([neighbour]) {
         let _ = store.clear(&mut Clearing::new(&OWNER, session, true)).await;
         budget.record_again(session).await;
@@ -792,6 +795,96 @@ async fn a_caller_over_its_budget_gets_429_leaves_nothing_and_may_go_on_after_a_
     assert_eq!(ask(&third).await.status, 200);
 }
 
+/// Sends a request, and resets its connection after so long.
+async fn reset_after(replica: &Process, request: &str, delay: Duration) {
+    let address = replica.url.strip_prefix("http://").expect("an address");
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    tokio::time::sleep(delay).await;
+    stream.set_zero_linger().expect("a socket");
+}
+
+#[tokio::test]
+async fn what_a_conversation_stores_is_recorded_also_where_its_client_goes_away_meanwhile() {
+    const CONVERSATIONS: u32 = 150;
+    let settings = [("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    let text = "x".repeat(20_000);
+    let item = json!({"type": "message", "role": "user", "content": text});
+    let body = json!({"items": [item]}).to_string();
+    let request = format!(
+        "POST /v1/conversations HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.1\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    for number in 0..CONVERSATIONS {
+        reset_after(&replica, &request, Duration::from_micros(100) * (number % 100)).await;
+    }
+    let stored = || {
+        let keys = redis.cli(&["KEYS", "jarvis:*:messages"]);
+        keys.lines().filter(|key| !key.is_empty()).count()
+    };
+    let recorded = || redis.cli(&["HLEN", "jarvis:{budget}:sessions"]).trim().parse::<usize>();
+    let is_recorded = async || recorded() == Ok(stored());
+    assert!(eventually(LIMIT, is_recorded).await, "{:?} of {}", recorded(), stored());
+    assert!(stored() > 0, "none was stored");
+}
+
+#[tokio::test]
+async fn conversations_and_their_items_are_refused_beyond_the_budget_of_their_caller() {
+    const HALF: usize = 400_000;
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "1000"]);
+    let settings = [
+        ("JARVIS_CALLER_SESSIONS", "2"),
+        ("JARVIS_CALLER_MIB", "1"),
+        ("JARVIS_TRUSTED_PROXIES", "127.0.0.1"),
+    ];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let from = |request: reqwest::RequestBuilder, address: &str| {
+        send(request.header("x-forwarded-for", address))
+    };
+    let post = async |address: &str, path: &str, bytes: usize| {
+        let items = json!({"items": [{"role": "user", "content": "x".repeat(bytes)}]});
+        from(http().post(format!("{}{path}", replica.url)).json(&items), address).await
+    };
+    let (address, path) = ("192.0.2.1", "/v1/conversations");
+    let mut conversations = Vec::new();
+    for _ in 0..2 {
+        let created = post(address, path, 10).await;
+        assert_eq!(created.status, 200, "{}", created.body);
+        conversations.push(created.body["id"].as_str().expect("an id").to_owned());
+    }
+    let is_refused = |reply: &support::client::Reply| {
+        let code = &reply.body["error"]["code"];
+        assert_eq!((reply.status, code), (429, &json!("insufficient_quota")), "{}", reply.body);
+        assert_eq!(reply.headers["retry-after"], "60");
+    };
+    let keys = || redis.cli(&["KEYS", "jarvis:{b*}:s:*"]).lines().count();
+    let before = keys();
+    is_refused(&post(address, path, 10).await);
+    assert_eq!(keys(), before, "a refused request leaves nothing");
+    let items = format!("{path}/{}/items", conversations[0]);
+    assert_eq!(post(address, &items, HALF).await.status, 200, "a conversation that exists goes on");
+    assert_eq!(post(address, &items, HALF).await.status, 200);
+    is_refused(&post(address, &items, HALF).await);
+    let listed = from(http().get(format!("{}{items}", replica.url)), address).await;
+    assert_eq!(listed.body["data"].as_array().map(Vec::len), Some(3), "a page of all");
+    // More than one request may add is refused whoever has room; another address has its own.
+    let other = post("192.0.2.2", path, 10).await;
+    assert_eq!(other.status, 200, "{}", other.body);
+    let items_of_other = format!("{path}/{}/items", other.body["id"].as_str().expect("an id"));
+    let too_large = post("192.0.2.2", &items_of_other, 600_000).await;
+    assert_eq!(too_large.body["error"]["param"], "items", "{}", too_large.body);
+    let whole = post("192.0.2.2", &items_of_other, 3 << 20).await;
+    assert_eq!(whole.status, 413, "{}", whole.body);
+    let url = format!("{}{path}/{}", replica.url, conversations[0]);
+    assert_eq!(from(http().delete(url), address).await.status, 200);
+    let has_room = async || post(address, path, HALF).await.status == 200;
+    assert!(eventually(LIMIT, has_room).await, "a deleted conversation counts");
+}
+
 #[tokio::test]
 async fn the_budget_of_a_user_does_not_show_that_another_s_session_exists() {
     let redis = RedisServer::start();
@@ -850,7 +943,7 @@ async fn imports_and_claims_at_the_same_time_share_the_budget_of_their_user() {
     assert_eq!(budget.room(&alice(), "", import).await.map(drop), Ok(()), "100 KiB are not used");
     let refused = budget.reserve_import(&alice(), import, 40 * KIB).await;
     assert_eq!(refused.map(drop), Err(OverBudget::Bytes));
-    // What never ends gives its room back by itself.
+    // A reservation that never ends gives its room back by itself.
     for field in server.cli(&["ZRANGE", "jarvis:{budget}:reservations", "0", "-1"]).lines() {
         server.cli(&["ZADD", "jarvis:{budget}:reservations", "1", field]);
     }

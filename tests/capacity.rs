@@ -658,12 +658,6 @@ async fn a_waiting_turn_without_a_listener_is_abandoned_only_while_the_queue_is_
     drop(here);
     let (left, alone) = submit("[[tokens=1]]").await;
     drop(left);
-    // A response in the background has no listener either.
-    let request = json!({"model": "tinyllama", "input": "[[tokens=1]] go", "background": true});
-    let created = post(&replicas[0], "/v1/responses", &request).await;
-    let response = format!("/v1/responses/{}", created.body["id"].as_str().expect("an id"));
-    let failed = async || get(&replicas[1], &response).await.body["status"] == "failed";
-    until("the response ends", LIMIT, failed).await;
     let path = format!("/api/v1/chat/sessions/{alone}");
     let ended = async || get(&replicas[1], &path).await.body["messages"][1]["status"] == "failed";
     until("the turn ends", LIMIT, ended).await;

@@ -17,7 +17,7 @@ use support::store::{connect, options};
 const MODEL: &str = "m:latest";
 /// Turns that are measured in one world.
 const TURNS: usize = 300;
-/// Replicas that a heartbeat looks at beside its own.
+/// Replicas that a heartbeat looks at in addition to its own.
 const WATCHED: usize = 8;
 /// Heartbeats of a replica a second.
 const HEARTBEATS: f64 = 10.0;

@@ -71,7 +71,7 @@ async fn a_close_is_answered_with_its_own_code_and_1000_where_it_has_none() {
     }
 }
 
-/// The codes that an endpoint may send (RFC 6455, section 7.4). The library does not know 1014,
+/// Returns the codes that an endpoint may send (RFC 6455, section 7.4). The library does not know 1014,
 /// which was registered later.
 fn codes() -> impl Strategy<Value = u16> {
     prop_oneof![1000u16..=1003, 1007u16..=1013, 3000u16..=4999]
@@ -453,7 +453,7 @@ async fn a_client_that_never_answers_a_close_is_disconnected_in_time() {
     raw.until("connection").await;
     raw.send(&masked(TEXT, NO_MASK, b"rubbish").repeat(25)).await;
     assert_eq!(raw.closed_within(CLOSE_LIMIT).await[..2], 1008u16.to_be_bytes());
-    // This client keeps its own direction open for ever.
+    // This client keeps its own direction open forever.
     let other = async {
         until_ok(replica, "/health/live").await;
         until_sockets(replica, 0).await;

@@ -221,7 +221,7 @@ async fn an_answer_that_continues_at_a_host_with_another_window_keeps_its_prompt
         let message = format!("[[tokens=40]] {turn} {}", "words ".repeat(30));
         assert_eq!(chat(&replica, &session, &message).await.status, 200, "turn {turn}");
     }
-    // The answer has 300 tokens, where the small window would leave room for 256 beside it.
+    // The answer has 300 tokens, where the small window would leave room for 256 in addition to it.
     let last = chat(&replica, &session, "[[tokens=60 fault=cut@20]] goes on").await;
     assert_eq!(last.status, 200, "{}", last.body);
     assert_eq!(last.body["context"]["messages_sent"], 7);

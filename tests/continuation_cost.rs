@@ -160,12 +160,12 @@ async fn measure(python: &str, words: usize, other_host: bool) {
     let evaluated: Vec<_> = raw
         .map(|request| {
             let kind = if request["options"]["num_predict"] == 1 { "count" } else { "text" };
-            let (all, anew) = (&request["prompt_tokens"], &request["evaluated"]);
-            format!("{kind} {anew} of {all}")
+            let (all, again) = (&request["prompt_tokens"], &request["evaluated"]);
+            format!("{kind} {again} of {all}")
         })
         .collect();
     println!(
-        "{:>6} prompt tokens, {} host: next token {:>6} ms after the claim; evaluated anew: {}; {}",
+        "{:>6} prompt tokens, {} host: next token {:>6} ms after the claim; evaluated again: {}; {}",
         end["usage"]["prompt_tokens"],
         if other_host { "other" } else { "same " },
         (*next - claimed).num_milliseconds(),

@@ -149,7 +149,7 @@ async fn a_continuation_on_another_host_is_approximate() {
 }
 
 #[tokio::test]
-async fn an_answer_begins_anew_where_the_next_host_has_another_model_of_that_name() {
+async fn an_answer_starts_again_where_the_next_host_has_another_model_of_that_name() {
     let first = ollama_sim(&["--rate", "60"]);
     let second = ollama_sim(&["--rate", "60", "--models", "other"]);
     let copy = json!({"source": "other", "destination": "tinyllama"});
@@ -163,7 +163,7 @@ async fn an_answer_begins_anew_where_the_next_host_has_another_model_of_that_nam
 }
 
 #[tokio::test]
-async fn an_answer_begins_anew_where_a_host_does_not_report_which_build_of_the_model_it_has() {
+async fn an_answer_starts_again_where_a_host_does_not_report_which_build_of_the_model_it_has() {
     let silent = ["--rate", "60", "--without-digest"];
     let message = "[[tokens=120]] go on";
     let alone = ollama_sim(&silent);

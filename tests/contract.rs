@@ -406,6 +406,10 @@ async fn an_invalid_field_is_reported_with_its_path() {
         errors.iter().map(|error| error["loc"][1].as_str().expect("loc")).collect();
     assert_eq!(places, ["temperature", "max_tokens", "seed", "stop", "session_id"]);
     assert!(errors.iter().all(|error| error["msg"].is_string() && error["type"].is_string()));
+    for blank in [" ", "\u{85}", "\u{feff}\u{3000}\n"] {
+        let reply = post(replica, "/api/v1/chat", &json!({"message": blank})).await;
+        assert_eq!((reply.status, &reply.body["errors"][0]["loc"][1]), (422, &json!("message")));
+    }
     let good = json!({
         "message": "[[tokens=3]] x", "max_tokens": 5_000_000_000_u64, "seed": -1, "temperature": 0,
         "stop": ["never", "ever"], "session_id": null, "model": null, "unknown": 1,
@@ -417,6 +421,8 @@ async fn an_invalid_field_is_reported_with_its_path() {
     for query in ["?limit=501", "?skip=-1", "?limit=many"] {
         assert_eq!(get(replica, &format!("{path}{query}")).await.status, 422, "{query}");
     }
+    let beyond = get(replica, &format!("{path}?skip=9007199254740991&limit=345")).await;
+    assert_eq!((beyond.status, &beyond.body["messages"]), (200, &json!([])), "{}", beyond.body);
     let page = get(replica, &format!("{path}/?skip=1&limit=1")).await.body;
     assert_eq!((&page["total"], &page["messages"][0]["role"]), (&json!(2), &json!("assistant")));
     let renamed = send(http().patch(format!("{}{path}", replica.url)).body(r#"{"title":"new"}"#));

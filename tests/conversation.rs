@@ -377,7 +377,7 @@ async fn takes_redis_moments(
     assert!(medians.iter().any(|(called, _)| called == function), "{medians:?}");
 }
 
-/// Two replicas' stores over a Redis that writes no file, which would take its time, too.
+/// Returns two replicas' stores over a Redis that writes no file, which would take its time, too.
 async fn two_stores() -> (RedisServer, Store, Store) {
     let server = RedisServer::start_with(&["--appendonly", "no"]);
     let redis = connect(&server.url()).await;
@@ -393,7 +393,7 @@ async fn accepted(store: &Store, session: SessionId, new: &NewTurn) -> Arc<Turn>
 }
 
 /// Claims the running turn of a session for another replica, which restores it after Redis has lost
-/// everything, begins it anew and cancels it; then the session is deleted. Returns the turn as claimed.
+/// everything, creates it again and cancels it; then the session is deleted. Returns the turn as claimed.
 async fn take_over_and_delete(
     server: &RedisServer,
     store: &Store,
@@ -621,7 +621,7 @@ async fn a_session_without_an_answer_expires_within_ten_minutes_and_one_with_an_
     ask().await;
     cancel().await;
     assert!(expires(&server, session) > 20 * 86400, "one answer is enough");
-    // A deleted session that is used again begins anew.
+    // A deleted session that is used again is a new one.
     let mut deletion = Clearing::new(&OWNER, session, true);
     store.clear(&mut deletion).await.expect("deleted");
     ask().await;

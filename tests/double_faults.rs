@@ -100,7 +100,7 @@ impl Fleet {
     }
 
     /// Has the first replica begin a turn with this question, loses both, and repeats the request at the
-    /// second one, which `then` may start. The turn is gone, and its key begins one anew.
+    /// second one, which `then` may start. The turn is gone, and its key starts a new one.
     async fn costs_the_turn(
         &self,
         question: &str,
@@ -221,7 +221,7 @@ async fn a_failover_that_lost_a_turn_with_its_end_and_its_writer_keeps_both() {
     assert_eq!(history[1]["content"], reply.body["response"]);
     assert_eq!(history[1]["generation_id"], reply.body["generation_id"]);
     assert_eq!(history[1]["timestamp"], reply.body["timestamp"]);
-    assert_eq!(started().await, before, "it was not generated anew");
+    assert_eq!(started().await, before, "it was not generated again");
 }
 
 #[tokio::test]
@@ -245,14 +245,15 @@ async fn an_end_that_is_too_large_for_a_copy_costs_its_text_but_the_answer_is_co
 }
 
 #[tokio::test]
-async fn a_turn_that_is_too_large_for_a_copy_is_lost_with_its_replica_and_begins_anew_by_its_key() {
+async fn a_turn_that_is_too_large_for_a_copy_is_lost_with_its_replica_and_starts_again_by_its_key()
+{
     let fleet = Fleet::with_large_window().await;
     let question = format!("[[tokens=400 rate=20]] {}", "word ".repeat(60_000));
     fleet.costs_the_turn(&question, async || fleet.until_too_large().await, async || {}).await;
 }
 
 #[tokio::test]
-async fn a_turn_of_the_only_replica_is_lost_with_it_and_begins_anew_by_its_key() {
+async fn a_turn_of_the_only_replica_is_lost_with_it_and_starts_again_by_its_key() {
     let fleet = Fleet::with_large_window().await;
     for replica in &fleet.replicas[1..] {
         replica.kill();
@@ -317,7 +318,7 @@ async fn a_failover_that_lost_a_delete_together_with_its_replica_does_not_bring_
     assert_eq!(history[0]["content"], "[[tokens=3]] anew");
 }
 
-// What two faults at once still cost, and no more.
+// The cost that two faults at once still have, and no more.
 
 #[tokio::test]
 async fn a_failover_that_lost_a_cancel_and_the_last_pieces_before_it_keeps_the_shorter_text() {
@@ -366,7 +367,7 @@ async fn a_failover_that_lost_a_whole_turn_and_its_cancel_leaves_nothing_of_it()
 }
 
 #[tokio::test]
-async fn a_repeat_that_comes_before_its_lost_turn_is_restored_is_answered_once_and_anew() {
+async fn a_repeat_that_comes_before_its_lost_turn_is_restored_is_answered_again_once() {
     let fleet = Fleet::at_rate("60").await;
     let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
     let message = "[[tokens=60]] again";

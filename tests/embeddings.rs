@@ -145,7 +145,7 @@ async fn a_reply_beyond_its_bound_is_refused_after_one_slice_and_its_sender_pays
     assert_eq!(code(&refused), (400, "invalid_value"), "{}", refused.body);
     assert_eq!(slices(&host).await, [64, 64]);
     chat_works(&replica).await;
-    // What is refused without a host costs nothing.
+    // A request that is refused without a host costs nothing.
     let empty = json!({"model": MODEL, "input": []});
     let refused = send(http().post(&url).bearer_auth(token("carol")).json(&empty)).await;
     assert_eq!((refused.status, used(&replica, "carol").await), (400, (0, 0)));

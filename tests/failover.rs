@@ -200,7 +200,7 @@ async fn a_failover_that_lost_the_end_of_a_turn_ends_it_again() {
     assert_eq!(history[1]["content"], expected(message).as_str());
     assert_eq!(history[1]["status"], "complete");
     let stats = get(&fleet.ollama, "/sim/stats").await.body;
-    assert_eq!(stats["started"], 1, "it was not generated anew");
+    assert_eq!(stats["started"], 1, "it was not generated again");
     // The socket has got the end already, and gets it once.
     asking.say(&json!({"type": "chat", "message": "on"})).await;
     let next = watching.event().await;
@@ -223,6 +223,25 @@ async fn a_failover_that_lost_a_cancel_does_not_bring_the_answer_back() {
     assert_eq!(history[1]["status"], "cancelled");
     let stats = get(&fleet.ollama, "/sim/stats").await.body;
     assert_eq!((&stats["started"], &stats["running"]), (&json!(1), &json!(0)));
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_a_title_and_a_pin_brings_both_back() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), "200").await;
+    chat(&fleet.replicas[0], &fleet.session, "hello").await;
+    let path = format!("/api/v1/chat/sessions/{}", fleet.session);
+    let change = json!({"title": "Mine", "pinned": true});
+    redis.remember();
+    let url = format!("{}{path}", fleet.replicas[0].url);
+    assert_eq!(send(http().patch(url).json(&change)).await.status, 200);
+    redis.lose_what_came_since();
+    let is_back = async || {
+        let info = get(&fleet.replicas[1], &path).await.body;
+        info["title"] == "Mine" && info["pinned"] == true
+    };
+    assert!(!is_back().await, "the failover lost the change");
+    assert!(eventually(LIMIT, is_back).await, "the change is lost");
 }
 
 #[tokio::test]
@@ -259,7 +278,7 @@ async fn a_failover_that_lost_a_clear_or_a_delete_does_not_bring_the_history_bac
     assert_eq!(get(&fleet.replicas[1], &path).await.status, 404);
     let events = redis.cli(&["LRANGE", &format!("{key}:events"), "0", "-1"]);
     assert!(events.contains("cleared") && !events.contains("after"), "{events}");
-    // A new turn begins the session anew, without its former history.
+    // A new turn begins a new session, without its former history.
     let reply = chat(&fleet.replicas[1], &fleet.session, "anew").await;
     assert_eq!(reply.status, 200, "{}", reply.body);
     let history = fleet.history_until(|messages| messages.len() == 2).await;
@@ -303,7 +322,7 @@ async fn a_turn_whose_acceptance_got_no_reply_is_answered_although_a_failover_lo
     asking.say(&json!({"type": "chat", "message": message, "message_id": "once"})).await;
     let refused = asking.until("error").await;
     assert_eq!(refused.last().expect("an error")["code"], "store_unavailable");
-    // The turn is accepted all the same, and the event is published.
+    // The turn is nevertheless accepted, and the event is published.
     redis.resume();
     watching.until("message_received").await;
     redis.lose_what_came_since();

@@ -22,7 +22,7 @@ use support::setup::setup;
 use support::store::{connect, new_turn};
 use uuid::Uuid;
 
-/// Bytes of all keys whose names hold this text.
+/// Returns the bytes of all keys whose names hold this text.
 fn bytes_of(redis: &RedisServer, text: &str) -> u64 {
     let sum = "local sum = 0 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do \
                sum = sum + redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '0') end return sum";

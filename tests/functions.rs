@@ -25,7 +25,7 @@ use jarvis::session::model::User;
 use jarvis::session::store::{
     Acceptance, Cancellation, ClaimAttempt, Clearing, IdempotencyKey, ImportedSession,
     NewConversation, NewTurn, OpenTurn, Proposal, ReadFrom, Selection, SessionChange,
-    SessionLimits, TakenBack, Transfer, bucket, message,
+    SessionLimits, TakenBack, Transfer, Update, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, CreatedKey};
@@ -87,10 +87,9 @@ async fn every_call_of_a_session(redis: &Redis) {
     assert_eq!(data.as_ref(), Some(&images[0].data));
     store.drop_images(&owner, session, &images).await.expect("Redis");
     assert_eq!(store.image(&owner, session, &images[0].reference).await.expect("Redis"), None);
-    store
-        .update(&owner, session, SessionChange { title: Some("title"), ..SessionChange::default() })
-        .await
-        .expect("Redis");
+    let title = Some("title".to_owned());
+    let change = SessionChange { title, ..SessionChange::default() };
+    store.update(&mut Update::new(&owner, session, change)).await.expect("Redis");
     store.describe(&owner, session).await.expect("Redis");
     store.page(&owner, session, 0, 5).await.expect("Redis");
     store.find_message(&owner, session, uuid::Uuid::new_v4()).await.expect("Redis");

@@ -26,7 +26,9 @@ use uuid::Uuid;
 const CONNECTIONS: usize = 600;
 /// The room of the tests.
 const ROOM: (&str, &str) = ("JARVIS_UNREAD_MIB", "16");
-/// What may be held beside the room: buffers of connections, and what the allocator keeps.
+/// The bytes of one body that an address does not finish.
+const HELD_BODY: usize = 500 << 10;
+/// Bytes that may be held in addition to the room: buffers of connections, and what the allocator keeps.
 const BESIDE_KIB: f64 = 200.0 * 1024.0;
 
 /// Returns how many KiB more than at `before` the replica held at most in some seconds.
@@ -249,7 +251,7 @@ async fn bodies_of_many_values_cost_little_more_than_their_text() {
 async fn the_room_of_a_large_body_is_held_until_its_request_was_accepted() {
     const LARGE: usize = (8 << 20) - 1000;
     let Setup { replica, redis, ollama: _ollama } = &setup("0", &[ROOM]).await;
-    // What is not read of a body counts, too.
+    // The unread part of a body counts, too.
     let send = async |bytes: usize| {
         let message = json!({"role": "user", "content": "[[tokens=1]] hello"});
         let body = json!({
@@ -273,8 +275,58 @@ async fn the_room_of_a_large_body_is_held_until_its_request_was_accepted() {
 }
 
 #[tokio::test]
+async fn what_is_read_of_an_earlier_response_is_held_within_the_room() {
+    let proxy = ("JARVIS_TRUSTED_PROXIES", "127.0.0.1");
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup("0", &[ROOM, proxy]).await;
+    let send_from = async |address: &str, previous: Option<&str>| {
+        let mut body = json!({"model": "tinyllama", "input": "[[tokens=1]] hello"});
+        if let Some(id) = previous {
+            body["previous_response_id"] = json!(id);
+        }
+        let request = http().post(format!("{}/v1/responses", replica.url)).json(&body);
+        let reply = request.header("x-forwarded-for", address).send().await.expect("a reply");
+        (reply.status().as_u16(), reply.text().await.expect("a text"))
+    };
+    let (status, first) = send_from("192.0.2.1", None).await;
+    assert_eq!(status, 200, "{first}");
+    let first: serde_json::Value = serde_json::from_str(&first).expect("JSON");
+    let id = first["id"].as_str();
+    assert_eq!(send_from("192.0.2.1", id).await.0, 200);
+    let held = unfinished_bodies(replica, "192.0.2.1").await;
+    let is_refused = async || {
+        let (status, text) = send_from("192.0.2.1", id).await;
+        status == 503 && text.contains("too_many_connections")
+    };
+    assert!(eventually(LIMIT, is_refused).await, "it takes no room");
+    // A request of a few bytes that goes on with nothing needs none, and neither does another address wait.
+    let (status, text) = send_from("192.0.2.1", None).await;
+    assert_eq!(status, 200, "{text}");
+    let began = Instant::now();
+    let (status, text) = send_from("192.0.2.2", id).await;
+    assert_eq!(status, 200, "{text}");
+    assert!(began.elapsed() < Duration::from_secs(4), "it waited for {:?}", began.elapsed());
+    assert!(is_refused().await, "its share is held");
+    drop(held);
+    let served = async || send_from("192.0.2.1", id).await.0 == 200;
+    assert!(eventually(LIMIT, served).await, "the share does not come back");
+}
+
+/// Opens connections of an address whose bodies do not end, and which hold all of its share.
+async fn unfinished_bodies(replica: &Process, address: &str) -> Vec<TcpStream> {
+    let open = (0..40).map(async |_| {
+        let mut stream = narrow(replica).await;
+        let head = format!(
+            "POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {address}\r\n\
+             Content-Length: {HELD_BODY}\r\n\r\n "
+        );
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        stream
+    });
+    join_all(open).await
+}
+
+#[tokio::test]
 async fn an_address_that_holds_its_share_of_the_room_keeps_no_other_address_waiting() {
-    const BYTES: usize = 500 << 10;
     let proxy = ("JARVIS_TRUSTED_PROXIES", "127.0.0.1");
     let Setup { replica, redis: _redis, ollama: _ollama } = &setup("0", &[ROOM, proxy]).await;
     let url = format!("{}/api/v1/chat", replica.url);
@@ -282,19 +334,10 @@ async fn an_address_that_holds_its_share_of_the_room_keeps_no_other_address_wait
     let send_from = async |address: &str| {
         let request = http().post(&url).header("x-forwarded-for", address);
         let request = request.header("content-type", "application/json");
-        request.body(vec![b' '; BYTES]).send().await.map(|reply| reply.status().as_u16()).ok()
+        request.body(vec![b' '; HELD_BODY]).send().await.map(|reply| reply.status().as_u16()).ok()
     };
     assert_eq!(send_from("192.0.2.1").await, Some(422));
-    let open = (0..40).map(async |_| {
-        let mut stream = narrow(replica).await;
-        let head = format!(
-            "POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.1\r\n\
-             Content-Length: {BYTES}\r\n\r\n "
-        );
-        stream.write_all(head.as_bytes()).await.expect("sent");
-        stream
-    });
-    let held = join_all(open).await;
+    let held = unfinished_bodies(replica, "192.0.2.1").await;
     let is_spent = async || send_from("192.0.2.1").await != Some(422);
     assert!(eventually(LIMIT, is_spent).await, "the address has no share");
     let began = Instant::now();
@@ -395,7 +438,7 @@ async fn refused_at_once(requests: Vec<reqwest::RequestBuilder>) -> (Vec<String>
 #[tokio::test]
 async fn texts_of_embeddings_that_wait_for_a_slot_are_held_within_the_room() {
     const REQUESTS: usize = 40;
-    /// A quarter of the room of strangers, and what parsers and connections take beside it.
+    /// A quarter of the room of strangers, and what parsers and connections take in addition to it.
     const MOST_KIB: f64 = (12.0 + 48.0) * 1024.0;
     // As the image sets the allocator: what was freed is no part of the figure.
     let settings = [
@@ -434,7 +477,7 @@ async fn texts_of_embeddings_that_wait_for_a_slot_are_held_within_the_room() {
 #[tokio::test]
 async fn large_turns_that_wait_hold_no_more_than_a_bounded_room() {
     const REQUESTS: usize = 100;
-    /// The room of 64 MiB, and what parsers leave to the allocator beside it.
+    /// The room of 64 MiB, and what parsers leave to the allocator in addition to it.
     const MOST_KIB: f64 = 128.0 * 1024.0;
     let settings = [("JARVIS_OLLAMA_SLOTS", "1")];
     let Setup { replica, redis: _redis, ollama: _ollama } =

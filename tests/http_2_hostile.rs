@@ -54,7 +54,7 @@ async fn a_preface_where_http_2_is_off_gets_goaway_and_a_clean_end() {
         read.expect("an end in time").expect("an end without a reset");
         assert_eq!(received, REFUSAL, "split at {split}");
     }
-    // What only begins as a preface is HTTP/1.
+    // Bytes that only begin as a preface are HTTP/1.
     for (sent, status) in [
         ("PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", ""),
         ("PRI * HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 403"),
@@ -136,7 +136,7 @@ async fn settled_kib(replica: &Process) -> f64 {
 
 /// Returns how many KiB the server holds for each of these connections beyond what it held before.
 async fn held_by<T>(replica: &Process, connections: usize, open: impl AsyncFn() -> T) -> f64 {
-    // What is needed once, and what the allocator keeps.
+    // Memory that is needed once, and memory that the allocator keeps.
     drop(join_all((0..2).map(|_| open())).await);
     let before = settled_kib(replica).await;
     let held = join_all((0..connections).map(|_| open())).await;

@@ -37,7 +37,7 @@ async fn open(replica: &Process, count: usize) -> Vec<Socket> {
         .await
 }
 
-/// The settings of the allocator in the image.
+/// Returns the settings of the allocator in the image.
 fn settings_of_the_image() -> Vec<(&'static str, &'static str)> {
     let settings: Vec<_> = include_str!("../Dockerfile")
         .lines()

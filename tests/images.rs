@@ -11,6 +11,7 @@ use support::client::{Reply, Socket, get, history, http, post, send};
 use support::eventually;
 use support::process::{LIMIT, Process};
 use support::redis::RedisServer;
+use support::redis_time::{begin_timing, timed_calls};
 use support::setup::{Pair, pair};
 use support::tokens::{SECRET, token};
 use uuid::Uuid;
@@ -105,6 +106,43 @@ async fn an_image_reaches_the_model_and_is_stored_by_its_digest_and_a_part_of_la
 }
 
 /// Sends a request of which nothing may be left.
+#[tokio::test]
+async fn an_image_comes_back_by_its_digest_as_long_as_its_session_has_it() {
+    let Pair { replicas: [one, two], ollama: _ollama, redis: _redis } = fleet(&[]).await;
+    let (session, other) = (id(), id());
+    let large = image(1, 700_000);
+    assert_eq!(post(&one, CHAT, &asked(&session, "[[images]] what?", &[&large])).await.status, 200);
+    assert_eq!(post(&one, CHAT, &asked(&other, "[[images]] what?", &[])).await.status, 200);
+    let path =
+        |session: &str, digest: &str| format!("/api/v1/chat/sessions/{session}/images/{digest}");
+    let digest = sha256_hex(&large);
+    let url = format!("{}{}", two.url, path(&session, &digest));
+    let reply = http().get(&url).send().await.expect("a reply");
+    assert_eq!(reply.status().as_u16(), 200);
+    for (name, value) in [
+        ("content-type", "image/png"),
+        ("x-content-type-options", "nosniff"),
+        ("cache-control", "no-store"),
+    ] {
+        assert_eq!(reply.headers()[name], value, "{name}");
+    }
+    assert!(reply.bytes().await.expect("a body") == large, "other bytes");
+    for (path, status, code) in [
+        (path(&other, &digest), 404, "image_not_found"),
+        (path(&session, &sha256_hex(b"another")), 404, "image_not_found"),
+        (path(&id(), &digest), 404, "session_not_found"),
+        (path(&session, &digest.to_uppercase()), 422, "validation_failed"),
+        (path(&session, "x"), 422, "validation_failed"),
+    ] {
+        let reply = get(&two, &path).await;
+        assert_eq!((reply.status, &reply.body["code"]), (status, &json!(code)), "{path}");
+    }
+    let whole = format!("{}/api/v1/chat/sessions/{session}", one.url);
+    assert!(send(http().delete(whole)).await.status < 300);
+    let reply = get(&two, &path(&session, &digest)).await;
+    assert_eq!((reply.status, &reply.body["code"]), (404, &json!("session_not_found")));
+}
+
 async fn refused(replica: &Process, body: &Value) -> (u16, String, String) {
     let Reply { status, body, .. } = post(replica, CHAT, body).await;
     let loc =
@@ -191,7 +229,7 @@ async fn killed_in_mid_answer(fleet: &Pair, body: &Value, path: &str) -> String 
 }
 
 #[tokio::test]
-async fn the_continuation_of_a_killed_replica_s_answer_gets_the_very_images() {
+async fn the_continuation_of_a_killed_replica_s_answer_gets_the_same_images() {
     let fleet = fleet(&[]).await;
     let (first, second) = (image(1, 600_000), image(2, 90_000));
     let session = id();
@@ -382,4 +420,67 @@ async fn a_response_sees_images_and_so_does_the_one_that_goes_on_with_it() {
     assert_eq!(refused.status, 400, "{}", refused.body);
     assert_eq!(refused.body["error"]["param"], "previous_response_id", "{}", refused.body);
     assert_eq!(images(), 1, "a refused request leaves nothing");
+}
+
+#[tokio::test]
+async fn a_request_that_is_refused_reads_nothing_of_the_response_that_it_goes_on_with() {
+    const RESPONSES: &str = "/v1/responses";
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_USER_TURNS_PER_MINUTE", "4")];
+    let Pair { replicas: [one, _two], ollama: _ollama, redis } = fleet(&settings).await;
+    let alice = token("alice");
+    let ask = async |body: &Value, key: Option<&str>| {
+        let mut request = http().post(format!("{}{RESPONSES}", one.url)).bearer_auth(&alice);
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        begin_timing(&redis);
+        let reply = send(request.json(body)).await;
+        let calls: Vec<_> = timed_calls(&redis).into_iter().map(|(call, _)| call).collect();
+        (reply, move |start: &str| calls.iter().any(|call| call.starts_with(start)))
+    };
+    let url = format!("data:image/png;base64,{}", base64(&image(1, 2 << 20)));
+    let text = json!({"type": "input_text", "text": "[[images]] what is it?"});
+    let content = json!([text, {"type": "input_image", "detail": "auto", "image_url": url}]);
+    let first = json!({"model": MODEL, "input": [{"role": "user", "content": content}]});
+    let (first, _) = ask(&first, None).await;
+    assert_eq!(first.status, 200, "{}", first.body);
+    let id = first.body["id"].as_str().expect("an id");
+    let next = |model: &str, input: Value| json!({"model": model, "input": input, "previous_response_id": id});
+    let (unknown, called) = ask(&next("nope", json!("and now?")), None).await;
+    assert_eq!(unknown.status, 404, "{}", unknown.body);
+    assert!(!called("jarvis_messages_") && !called("jarvis_image_"));
+    // Whether its images can be used shows once its messages are known.
+    let (blind, called) = ask(&next("tinyllama", json!("and now?")), None).await;
+    assert_eq!(blind.status, 400, "{}", blind.body);
+    assert!(called("jarvis_messages_") && !called("jarvis_image_"));
+    let output = json!([{"type": "function_call_output", "call_id": "nope", "output": "x"}]);
+    let (unasked, called) = ask(&next(MODEL, output), None).await;
+    assert_eq!(unasked.body["error"]["param"], "input[0].call_id", "{}", unasked.body);
+    assert!(!called("jarvis_image_"));
+    let large = base64(&image(3, 3 << 20));
+    let part =
+        json!({"type": "input_image", "image_url": format!("data:image/png;base64,{large}")});
+    let (too_large, called) =
+        ask(&next(MODEL, json!([{"role": "user", "content": [part]}])), None).await;
+    assert_eq!(too_large.body["error"]["param"], "previous_response_id", "{}", too_large.body);
+    assert!(!called("jarvis_image_"));
+    // One that is accepted reads them, and its repeat is found where another turn is refused.
+    let key = Uuid::new_v4().to_string();
+    let accepted = next(MODEL, json!("[[images]] and now?"));
+    let (second, called) = ask(&accepted, Some(&key)).await;
+    assert_eq!(second.status, 200, "{}", second.body);
+    assert!(called("jarvis_messages_") && called("jarvis_image_"));
+    let mut limited = None;
+    for _ in 0..8 {
+        let (reply, called) = ask(&next(MODEL, json!("[[tokens=1]] more")), None).await;
+        if reply.status == 429 {
+            limited = Some(called);
+            break;
+        }
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    let called = limited.expect("no limit of turns");
+    assert!(!called("jarvis_messages_") && !called("jarvis_image_"));
+    let (repeated, _) = ask(&accepted, Some(&key)).await;
+    assert_eq!((repeated.status, &repeated.body["id"]), (200, &second.body["id"]));
 }

@@ -175,7 +175,7 @@ fn a_module_imports_only_modules_below_it_in_the_table_of_the_architecture() {
         .flat_map(|(rank, row)| names(row).into_iter().map(move |name| (name, rank)))
         .collect();
     let name_of = |module: &[String]| match module {
-        // What the fronts share stands with them.
+        // The shared parts of the fronts stand with them.
         [api] if api == "api" => "api/native".to_owned(),
         [api, front, ..] if api == "api" && rank.contains_key(&format!("api/{front}")) => {
             format!("api/{front}")
@@ -206,7 +206,7 @@ fn a_module_imports_only_modules_below_it_in_the_table_of_the_architecture() {
     assert!(upward.is_empty(), "{upward}");
 }
 
-/// What starts a task as it is, so that a panic in it would be neither logged nor counted.
+/// Calls that start a task as it is, so that a panic in it would be neither logged nor counted.
 const BARE_STARTS: [&str; 3] = ["tokio::spawn(", "runtime.spawn(", "s.spawn(async"];
 
 #[test]

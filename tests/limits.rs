@@ -251,7 +251,7 @@ async fn every_limited_response_shows_what_is_left_and_no_other_does() {
         let reply = get(&replica, path).await;
         assert_eq!((reply.status, header(&reply, "ratelimit")), (200, ""), "{path}");
     }
-    // What is kept of a caller goes by itself.
+    // The data of a caller goes by itself.
     let keys = redis.cli(&["KEYS", "jarvis:{limits:*"]);
     assert!(keys.lines().count() >= 4, "{keys}");
     for key in keys.lines() {
@@ -715,7 +715,7 @@ async fn an_api_key_that_is_valid_costs_one_request_of_its_address_however_it_is
 async fn no_address_is_counted_and_no_replica_is_ready_before_the_key_of_addresses_is_agreed_on() {
     const KEY: &str = "jarvis:{source}:key";
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
-    // What is no text cannot be read as the key.
+    // Bytes that are no text cannot be read as the key.
     redis.cli(&["HSET", KEY, "a", "b"]);
     let replica = jarvis(&redis.url(), &ollama.url, &[PROXY]);
     let waits = async || {
@@ -935,6 +935,27 @@ async fn an_address_begins_exactly_so_many_sessions_a_day_and_the_others_go_on()
     let request = http().get(format!("{}/api/v1/usage", replicas[0].url));
     let reported = usage(request.header("x-forwarded-for", "192.0.2.1"), "address-sessions").await;
     assert_eq!((&reported["used"], &reported["remaining"]), (&json!(3), &json!(0)), "{reported}");
+    // A conversation that a client creates is a session, too.
+    let post = async |replica: &Process, address: &str, path: &str| {
+        let body = json!({"items": [{"role": "user", "content": "hi"}]});
+        let request = http().post(format!("{}{path}", replica.url)).json(&body);
+        send(request.header("x-forwarded-for", address)).await
+    };
+    let path = "/v1/conversations";
+    let none = post(&replicas[0], "192.0.2.1", path).await;
+    assert_eq!((none.status, &none.body["error"]["code"]), (429, &json!("insufficient_quota")));
+    assert!(header(&none, "retry-after").parse::<u64>().expect("seconds") > 28_000);
+    let stored = || redis.cli(&["KEYS", "jarvis:{b*}:s:*:messages"]).lines().count();
+    let before = stored();
+    let burst = (0..10).map(|number| post(&replicas[number % 2], "192.0.2.3", path));
+    let replies = join_all(burst).await;
+    let begun: Vec<_> = replies.iter().filter(|reply| reply.status == 200).collect();
+    assert_eq!((begun.len(), stored() - before), (3, 3), "as many are stored");
+    let items = format!("{path}/{}/items", begun[0].body["id"].as_str().expect("an id"));
+    for replica in &replicas {
+        let reply = post(replica, "192.0.2.3", &items).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
     assert_eq!(turn_from(&replicas[0], "192.0.2.2").await.status, 200);
 }
 
@@ -958,7 +979,7 @@ async fn a_turn_in_a_session_that_exists_takes_no_session() {
         let request = http().get(format!("{}/api/v1/usage", replica.url));
         usage(request.header("x-forwarded-for", "192.0.2.1"), "address-sessions").await
     };
-    // What the other replica took, which did not know the session, is given back.
+    // The session that the other replica took, because it did not know of it, is given back.
     assert!(
         eventually(LIMIT, async || reported().await["used"] == 1).await,
         "{}",
@@ -1126,7 +1147,7 @@ async fn a_turn_costs_one_call_for_its_user_one_beside_it_for_its_address_and_no
         // Its turn at the beginning, and its tokens at the end.
         assert_eq!(cost(tokens, Some("alice"), None, &id()).await, 2, "a user, on loopback");
         let session = id();
-        // Its turn, and its session beside the check of the storage budget.
+        // Its turn, and its session together with the check of the storage budget.
         assert_eq!(cost(tokens, None, Some("192.0.2.1"), &session).await, 2, "an address");
         assert_eq!(cost(tokens, None, Some("192.0.2.1"), &session).await, 1, "again");
         let session = id();
@@ -1201,7 +1222,8 @@ async fn open_metrics_cost_an_address_a_request_and_loopback_none() {
     }
 }
 
-/// What streams a turn: the method, the path and the body, and where the code of a refusal is.
+/// Returns a request that streams a turn: the method, the path and the body, and where the code of a refusal
+/// is.
 fn streams() -> [(&'static str, Value, &'static str, &'static str); 5] {
     const LONG: &str = "[[tokens=2000]] go on";
     let messages = json!([{"role": "user", "content": LONG}]);

@@ -4,9 +4,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -14,9 +12,9 @@ use support::client::{Socket, http, kinds, post, send, until_ok};
 use support::eventually;
 use support::metrics::{metrics, until_metric_line};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::prometheus::checked_metrics;
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
-use testkit::programs::find;
 use uuid::Uuid;
 
 /// A family of metrics: its help text, its type, and the labels of its samples.
@@ -61,7 +59,7 @@ fn families(text: &str) -> BTreeMap<String, Family> {
     families
 }
 
-/// The rows of the table of docs/METRICS.md: the kind and the labels of each metric.
+/// Returns the rows of the table of docs/METRICS.md: the kind and the labels of each metric.
 fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/METRICS.md");
     let page = std::fs::read_to_string(page).expect("a page");
@@ -155,18 +153,10 @@ async fn promtool_finds_nothing_to_say_about_the_metrics_of_a_replica() {
     socket.say(&json!({"message": "[[tokens=20]] over a socket"})).await;
     socket.until("stream_end").await;
     let text = metrics(&setup.replica).await;
-    let promtool = find("promtool").expect("promtool: `make test` unpacks Debian's");
-    let mut check = Command::new(promtool);
-    check.args(["check", "metrics"]).stdin(Stdio::piped());
-    let mut check = check.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("promtool");
-    check.stdin.take().expect("its input").write_all(text.as_bytes()).expect("its input");
-    let output = check.wait_with_output().expect("its end");
-    let printed = [output.stdout, output.stderr].concat();
-    let printed = String::from_utf8_lossy(&printed);
-    assert!(printed.trim().is_empty(), "{printed}");
+    assert_eq!(checked_metrics(&text), "", "promtool has something to say");
 }
 
-/// The series that a replica exports, without those of commands of Redis: there are as many as the
+/// Returns the series that a replica exports, without those of commands of Redis: there are as many as the
 /// code has calls, and some are made by the minute only.
 async fn series(replica: &Process) -> BTreeSet<String> {
     let text = metrics(replica).await;

@@ -14,7 +14,7 @@ use support::eventually;
 use support::monitored::{Load, Monitored};
 use support::picture::draw;
 use support::process::LIMIT;
-use support::prometheus::panels;
+use support::prometheus::{checked_metrics, panels};
 use testkit::programs::find;
 
 /// How long an alert may take to fire or to resolve: the longest fault takes half a minute.
@@ -30,7 +30,7 @@ fn rules() -> String {
     read("deploy/prometheus/rules.yml")
 }
 
-/// The names of all alerts.
+/// Returns the names of all alerts.
 fn alerts() -> BTreeSet<String> {
     let rules = rules();
     let names = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
@@ -109,6 +109,12 @@ async fn every_query_of_every_panel_gives_data_of_three_replicas_under_load() {
     }
     assert!(queries > 50, "only {queries} queries");
     assert!(empty.is_empty(), "no data:\n{}", empty.join("\n"));
+    for target in &fleet.targets {
+        let reply = http().get(format!("http://{target}/metrics")).send().await.expect("metrics");
+        let text = reply.text().await.expect("a text");
+        assert!(text.contains("gen_ai_server_time_to_first_token_seconds_bucket"), "no turn yet");
+        assert_eq!(checked_metrics(&text), "", "promtool has something to say");
+    }
     // Each replica is a line of its own where a panel is by replica.
     let replicas = fleet.prometheus.query("sum by (instance) (jarvis_turns_open)").await;
     assert_eq!(replicas.len(), 3, "{replicas:?}");
@@ -144,7 +150,7 @@ async fn until_resolved(fleet: &Monitored, alert: &str) {
 /// code, and no release has a way to ask for one.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "minutes: `make verify` runs it"]
-async fn each_alert_fires_at_a_real_fault_and_resolves_after_it() {
+async fn each_alert_but_that_of_panics_fires_at_a_real_fault_and_resolves_after_it() {
     let settings = [
         ("JARVIS_OLLAMA_SLOTS", "2"),
         ("JARVIS_HOST_WAIT_TIMEOUT", "3"),

@@ -40,7 +40,8 @@ const REFUSED: [(&str, &str, &str, u16); 5] = [
     ("POST", "/api/v1/chat/sessions/mine/cancel", "", 422),
 ];
 
-/// The turns of OpenAI's and Ollama's APIs: the path, the request, and where the text of the answer is.
+/// Returns the turns of OpenAI's and Ollama's APIs: the path, the request, and where the text of the answer
+/// is.
 fn other_apis(question: &str) -> [(&'static str, Value, &'static str); 4] {
     let messages = json!([{"role": "user", "content": question}]);
     let chat = json!({"model": "tinyllama", "stream": false, "messages": messages});
@@ -162,7 +163,7 @@ async fn behind_nginx_a_client_counts_by_the_address_that_connected_and_not_by_i
     };
     let is_refused = |opened: &Result<_, Error>| matches!(opened, Err(Error::Http(response)) if response.status() == 429);
     // Whatever it claims, it has the address that connected, which is the machine's own here: as a proxy
-    // names it, it has limits all the same.
+    // names it, it nevertheless has limits.
     let open = async |claim: &str| open_at(&nginx.ours, claim).await;
     let held = open("127.0.0.1").await;
     assert!(held.is_ok());
@@ -380,7 +381,7 @@ fn checkable(configuration: &str, folder: &std::path::Path) -> String {
 }
 
 #[test]
-fn nginx_accepts_the_configurations_of_compose_and_of_kubernetes() {
+fn nginx_accepts_the_deployed_configurations_but_for_the_names_of_their_servers() {
     let nginx = testkit::programs::find("nginx").expect("nginx: `make test` unpacks Debian's");
     for path in ["deploy/nginx/nginx.conf", "k8s/components/nginx/nginx.conf"] {
         let folder = testkit::folder::Folder::temporary().expect("a folder");

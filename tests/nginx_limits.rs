@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use futures_util::future::{join_all, select_all};
 use serde_json::{Value, json};
 use support::client::{Reply, http, send};
@@ -20,6 +22,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 const SMALL: usize = 9_999;
 const SIZES: [(&str, u64); 3] =
     [("jarvis_bodies_100k", 99_999), ("jarvis_bodies_1m", 999_999), ("jarvis_bodies_9m", 9 << 20)];
+/// The bytes of the folder of the deployments in which nginx keeps bodies.
+const FOLDER: u64 = 256 << 20;
 
 async fn served() -> (RedisServer, Process, Vec<Process>, Nginx) {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
@@ -44,9 +48,13 @@ fn bound(zone: &str) -> usize {
 
 /// Opens a connection and sends the head of a request, and nothing of its body.
 async fn hold(server: &str, client: &str, framing: &str) -> Raw {
+    hold_at("/api/v1/chat", server, client, framing).await
+}
+
+async fn hold_at(path: &str, server: &str, client: &str, framing: &str) -> Raw {
     let mut raw = Raw::at(server).await;
     let head = format!(
-        "POST /api/v1/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Forwarded-For: {client}\r\n{framing}\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Forwarded-For: {client}\r\n{framing}\r\n\r\n"
     );
     raw.write(head.as_bytes()).await.expect("a head");
     raw
@@ -165,19 +173,80 @@ async fn large_bodies_of_one_address_leave_nginx_room_for_those_of_others() {
     assert!(is_of_the_replica(&reply), "{}: {}", reply.status, reply.body);
 }
 
+/// Sends all but the last byte of as many bodies of each size as one address may have. nginx waits for the
+/// rest of them, and keeps what has come.
+async fn hold_bodies(server: &str, client: &str) -> Vec<Raw> {
+    let longest = SIZES.iter().map(|(_, bytes)| *bytes).max().expect("a size");
+    let text = vec![b' '; usize::try_from(longest).expect("a size")];
+    let sizes = SIZES.iter().flat_map(|(zone, bytes)| vec![*bytes; bound(zone)]);
+    // At once: nginx gives back what is not gone on with for ten seconds. The path takes bodies of the largest
+    // size.
+    join_all(sizes.map(async |bytes| {
+        let framing = format!("Content-Length: {bytes}");
+        let mut raw = hold_at("/v1/chat/completions", server, client, &framing).await;
+        let body = &text[..usize::try_from(bytes).expect("a size") - 1];
+        raw.write(body).await.expect("room for a body");
+        raw
+    }))
+    .await
+}
+
+/// Returns the bytes of files that one address may have nginx keep.
+fn bytes_of_one_address() -> u64 {
+    SIZES.iter().map(|(zone, bytes)| bytes * bound(zone) as u64).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_addresses_that_fill_nginx_with_all_they_may_leave_room_for_the_body_of_a_third() {
+    rlimit::increase_nofile_limit(u64::MAX).expect("open files");
+    let (_redis, _ollama, _replicas, nginx) = served().await;
+    let server = nginx.behind_a_proxy.as_str();
+    let clients = ["192.0.2.1", "192.0.2.2"];
+    let held = join_all(clients.map(|client| hold_bodies(server, client))).await;
+    // All but what is in the memory of each connection, of one buffer.
+    let connections = held.iter().map(Vec::len).sum::<usize>() as u64;
+    let least = 2 * bytes_of_one_address() - connections * (32 << 10);
+    let are_kept = async || nginx.bytes_of_bodies() >= least;
+    assert!(eventually(LIMIT, are_kept).await, "{} of {least}", nginx.bytes_of_bodies());
+    assert!(nginx.bytes_of_bodies() <= FOLDER / 2, "{} bytes", nginx.bytes_of_bodies());
+    for client in clients {
+        let large = json!({"message": "x".repeat(20_000)});
+        let reply = of(client, server, "/api/v1/chat", Some(&large)).await;
+        assert_eq!(reply.status, 429, "{client}: {}", reply.body);
+    }
+    let large = json!({"message": "x".repeat(5_000_000)});
+    let reply = of("192.0.2.3", server, "/api/v1/chat", Some(&large)).await;
+    assert!(is_of_the_replica(&reply), "{}: {}", reply.status, reply.body);
+    drop(held);
+    let are_gone = async || nginx.bytes_of_bodies() == 0;
+    assert!(eventually(LIMIT, are_gone).await, "{} bytes are left", nginx.bytes_of_bodies());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_stalls_is_ended_by_nginx_and_gives_its_room_back() {
+    let (_redis, _ollama, _replicas, nginx) = served().await;
+    let server = nginx.behind_a_proxy.as_str();
+    let mut raw = hold(server, "192.0.2.1", "Content-Length: 100000").await;
+    raw.write(&b" ".repeat(50_000)).await.expect("room for a body");
+    assert!(eventually(LIMIT, async || nginx.bytes_of_bodies() > 0).await, "nothing is kept");
+    // nginx ends it 10 s after the last byte; without a setting it would wait for 60 s.
+    let end = tokio::time::timeout(Duration::from_secs(30), raw.byte()).await;
+    assert!(end.expect("an end within 30 s").is_err(), "nginx answers");
+    assert!(eventually(LIMIT, async || nginx.bytes_of_bodies() == 0).await, "it is still kept");
+}
+
 #[test]
-fn the_bodies_of_one_address_fit_into_three_quarters_of_the_folder_of_nginx() {
+fn the_bodies_of_four_addresses_and_one_more_fit_into_the_folder_of_nginx() {
     let rules = file("deploy/nginx/jarvis.conf");
     assert!(rules.contains("client_body_buffer_size 16k;"));
-    // What is larger than the largest size is kept nowhere.
+    // A body beyond the largest size is kept nowhere.
     let locations = rules.split("\nlocation ").filter(|text| text.contains("buffering on;"));
     let sizes: Vec<&str> = locations
         .filter_map(|text| text.split("client_max_body_size ").nth(1)?.split(';').next())
         .collect();
     assert!(sizes.len() >= 4 && sizes.iter().all(|size| ["7m", "9m"].contains(size)), "{sizes:?}");
-    let all: u64 = SIZES.iter().map(|(zone, bytes)| bytes * bound(zone) as u64).sum();
-    let room = 256 << 20;
-    assert!(all < room / 4 * 3, "{all} bytes of {room}");
+    let (all, largest) = (4 * bytes_of_one_address(), 9 << 20);
+    assert!(all + largest <= FOLDER, "{all} bytes of {FOLDER}");
     let (compose, pod) = (file("docker-compose.yml"), file("k8s/components/nginx/nginx.yaml"));
     let nginx = compose.split("\n  nginx:").nth(1).and_then(|rest| rest.split("\n  redis:").next());
     let nginx = nginx.expect("the service nginx");

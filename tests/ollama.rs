@@ -254,11 +254,11 @@ async fn every_error_below_api_has_ollamas_form_and_the_native_front_keeps_its_o
         (send(request(CHAT).body("[]")).await, (400, "the body must be a JSON object")),
         (
             send(request(GENERATE).header("content-encoding", "gzip").body("x")).await,
-            (415, "the body is compressed; send JSON in UTF-8"),
+            (415, "The body is compressed; send JSON in UTF-8"),
         ),
         (
             send(request(CHAT).body(vec![b' '; (8 << 20) + 1])).await,
-            (413, "the body is larger than 8388608 bytes"),
+            (413, "The body is larger than 8388608 bytes"),
         ),
         (send(request(CHAT).header("origin", "https://evil.example").body("{}")).await, (403, "")),
         (send(request(CHAT).header("host", "evil.example").body("{}")).await, (403, "")),
@@ -403,7 +403,7 @@ async fn a_client_that_leaves_pays_for_embeddings_once_a_host_works_for_it() {
     let settings = [
         ("JARVIS_OLLAMA_SLOTS", "1"),
         ("JARVIS_JWT_SECRET", SECRET),
-        // What was used comes back so slowly that it can be read.
+        // The used amount comes back so slowly that it can be read.
         ("JARVIS_USER_TURNS_PER_MINUTE", "1"),
         ("JARVIS_USER_TOKENS_PER_DAY", "8640"),
     ];
@@ -486,7 +486,7 @@ async fn an_answer_that_breaks_off_for_good_ends_with_a_line_that_has_the_error(
 }
 
 #[tokio::test]
-async fn an_answer_that_begins_anew_with_another_text_fails_only_where_text_was_sent() {
+async fn an_answer_that_starts_again_with_another_text_fails_only_where_text_was_sent() {
     const QUESTION: &str = "[[tokens=60]] go on";
     let models = ["tinyllama", "llama3"];
     for stream in [true, false] {
@@ -531,7 +531,7 @@ async fn an_answer_that_begins_anew_with_another_text_fails_only_where_text_was_
 }
 
 #[tokio::test]
-async fn a_whole_answer_with_a_format_that_breaks_off_begins_anew() {
+async fn a_whole_answer_with_a_format_that_breaks_off_starts_again() {
     let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
     let schema = json!({"type": "object", "properties": {"rows": {"type": "array", "minItems": 6,
         "items": {"type": "integer", "minimum": 3}}}});

@@ -454,7 +454,7 @@ async fn a_structured_answer_obeys_its_schema_streamed_or_not() {
 }
 
 #[tokio::test]
-async fn a_structured_answer_that_breaks_off_begins_anew_and_is_never_spliced() {
+async fn a_structured_answer_that_breaks_off_starts_again_and_is_never_spliced() {
     let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
     for stream in [false, true] {
         let request = structured(&format!("[[fault=cut@7]] rows {stream}"));

@@ -307,6 +307,7 @@ async fn responses_of_one_conversation_run_one_after_another_and_few_may_wait() 
     assert_eq!(refused(&reply), (404, None, "response_not_found"));
     let last = resumed(two, &responses[8], None).await;
     assert_eq!(whole(&last)["status"], "completed");
+    assert_eq!(stat(&fleet.ollama, "peak_running").await, 1, "one after another");
     let asked: Vec<_> = texts(&items(one, &id, "order=asc&limit=100").await)
         .into_iter()
         .filter(|(role, _)| role == "user")
@@ -376,6 +377,34 @@ async fn a_function_is_called_and_answered_within_a_conversation() {
 }
 
 #[tokio::test]
+async fn a_turn_whose_question_is_no_users_message_stays_in_later_prompts() {
+    let fleet = Fleet::start(2, &["--rate", "2000"], &[]).await;
+    let [one, two] = &*fleet.replicas else { panic!("two replicas") };
+    let call = json!({"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"});
+    let output = json!({"type": "function_call_output", "call_id": "c1", "output": "sunny"});
+    let asks = json!({"role": "user", "content": "how is it?"});
+    let rule = json!({"role": "developer", "content": "[[tokens=3]] briefly"});
+    let spoken = [("user", "how is it?"), ("system", "[[tokens=3]] briefly")];
+    let called = [("user", "how is it?"), ("assistant", ""), ("tool", "sunny")];
+    for (added, input, got) in [
+        (vec![], json!([asks, rule]), &spoken[..]),
+        (vec![], json!([asks, call, output]), &called[..]),
+        (vec![asks.clone(), call.clone()], json!([output]), &called[..]),
+    ] {
+        let id = new_conversation(one, &json!({"items": added})).await;
+        let request = json!({"model": MODEL, "input": input, "conversation": id});
+        let first = post(one, RESPONSES, &request).await;
+        assert_eq!(first.body["status"], "completed", "{}", first.body);
+        assert_eq!(sent(&fleet.ollama).await, pairs(got), "{input}");
+        let answer = output_text(&first.body);
+        let second = post(two, RESPONSES, &in_conversation(&id, "[[tokens=3]] two")).await;
+        assert_eq!(second.body["status"], "completed", "{}", second.body);
+        let wanted = [got, &[("assistant", &*answer), ("user", "[[tokens=3]] two")]].concat();
+        assert_eq!(sent(&fleet.ollama).await, pairs(&wanted), "{input}");
+    }
+}
+
+#[tokio::test]
 async fn items_are_added_outside_of_responses_and_the_model_gets_them_with_the_next_one() {
     let fleet = Fleet::start(2, &["--rate", "2000"], &[]).await;
     let [one, two] = &*fleet.replicas else { panic!("two replicas") };
@@ -400,13 +429,55 @@ async fn items_are_added_outside_of_responses_and_the_model_gets_them_with_the_n
     let answer = output_text(&response);
     let asked = [&before[..], &[("user", "[[tokens=3]] one")]].concat();
     assert_eq!(sent(&fleet.ollama).await, pairs(&asked));
-    // What was added later goes with the next one.
+    // An item that was added later goes with the next one.
     assert_eq!(post(one, &of_items, &more).await.status, 200);
     post(two, RESPONSES, &in_conversation(&id, "[[tokens=3]] two")).await;
     let rest = [("assistant", &*answer), ("user", "by the way"), ("user", "[[tokens=3]] two")];
     assert_eq!(sent(&fleet.ollama).await, pairs(&[&asked[..], &rest].concat()));
     let title = get(one, &format!("/api/v1/chat/sessions/{}", session_of(&id))).await.body;
     assert_eq!(title["title"], "example");
+}
+
+#[tokio::test]
+async fn items_that_may_have_been_added_are_not_added_again_by_an_sdk() {
+    let fleet = Fleet::start(1, &["--rate", "2000"], &[]).await;
+    let replica = &fleet.replicas[0];
+    let id = new_conversation(replica, &json!({})).await;
+    let url = format!("{}{}", replica.url, of_conversation(&id, "/items"));
+    let body = json!({"items": [{"role": "user", "content": "once"}]});
+    let add = async || http().post(&url).json(&body).send().await.expect("a response");
+    // Reads are answered, and writes wait.
+    fleet.redis.cli(&["CLIENT", "PAUSE", "20000", "WRITE"]);
+    let reply = add().await;
+    fleet.redis.cli(&["CLIENT", "UNPAUSE"]);
+    assert_eq!(reply.status(), 503);
+    assert_eq!(reply.headers()["x-should-retry"], "false");
+    let error: Value = reply.json().await.expect("JSON");
+    assert_eq!(error["error"]["code"], "store_unavailable");
+    assert!(eventually(LIMIT, async || add().await.status() == 200).await, "it does not recover");
+    // What is known not to have been done may be repeated.
+    fleet.redis.pause();
+    let reply = add().await;
+    fleet.redis.resume();
+    assert_eq!((reply.status().as_u16(), reply.headers().get("x-should-retry")), (503, None));
+}
+
+#[tokio::test]
+async fn a_response_of_a_conversation_stays_deleted_after_a_failover_that_lost_its_deletion() {
+    let fleet = Fleet::start(2, &["--rate", "2000"], &[]).await;
+    let [one, two] = &*fleet.replicas else { panic!("two replicas") };
+    let id = new_conversation(one, &json!({})).await;
+    let first = post(one, RESPONSES, &in_conversation(&id, "[[tokens=5]] one")).await;
+    assert_eq!(first.body["status"], "completed", "{}", first.body);
+    let response = id_of(&first.body);
+    fleet.redis.remember();
+    let path = format!("{RESPONSES}/{response}");
+    let deleted = send(http().delete(format!("{}{path}", one.url))).await;
+    assert_eq!(deleted.status, 200, "{}", deleted.body);
+    fleet.redis.lose_what_came_since();
+    let gone = async || retrieved(two, &response).await.status == 404;
+    assert!(eventually(LIMIT, gone).await, "it is there again");
+    assert_eq!(texts(&items(one, &id, "order=asc").await).len(), 2, "its items stay");
 }
 
 #[tokio::test]
@@ -557,7 +628,7 @@ async fn another_callers_conversation_is_like_one_that_never_existed() {
     let listed: Vec<_> = list.body["sessions"].as_array().expect("sessions").iter().collect();
     assert_eq!(listed.len(), 1, "{}", list.body);
     assert_eq!(listed[0]["session_id"], session_of(&alices));
-    // Whoever holds the id of an anonymous one goes on with it, also over the native API.
+    // Everybody who knows the id of an anonymous one may go on with it, also over the native API.
     let body = json!({"message": "[[tokens=3]] hi", "session_id": session_of(&nobodys)});
     let native = post(&fleet.replicas[1], "/api/v1/chat", &body).await;
     assert_eq!(native.status, 200, "{}", native.body);
@@ -601,7 +672,7 @@ async fn a_conversation_without_a_turn_goes_after_a_day_and_a_users_stays() {
     let keys = |id: &str| {
         let keys = fleet.redis.cli(&["KEYS", &format!("jarvis:*:s:{}*", session_of(id))]);
         let keys = keys.lines().map(|key| key.trim().to_owned());
-        // What ended a turn is remembered for minutes.
+        // The end of a turn is remembered for minutes.
         keys.filter(|key| !key.contains(":ended:")).collect::<Vec<_>>()
     };
     let expiries = |id: &str| {
@@ -610,14 +681,22 @@ async fn a_conversation_without_a_turn_goes_after_a_day_and_a_users_stays() {
         keys(id).iter().map(ttl).collect::<Vec<_>>()
     };
     let body = json!({"items": [{"role": "user", "content": "x"}]});
+    let add = async |id: &str| {
+        let added = post(replica, &of_conversation(id, "/items"), &body).await;
+        assert_eq!(added.status, 200, "{}", added.body);
+    };
     let nobodys = id_of(&send(http().post(&url).json(&body)).await.body);
     let alices = id_of(&send(http().post(&url).bearer_auth(token("alice")).json(&body)).await.body);
     let day = |left: &i64| (86_300..=86_400).contains(left);
     assert!(expiries(&nobodys).iter().all(day), "{:?}", expiries(&nobodys));
     assert!(expiries(&alices).iter().all(|left| *left == -1), "{:?}", expiries(&alices));
     assert!(keys(&alices).len() >= 4, "{:?}", keys(&alices));
+    add(&nobodys).await;
+    assert!(expiries(&nobodys).iter().all(day), "{:?}", expiries(&nobodys));
     let reply = post(replica, RESPONSES, &in_conversation(&nobodys, "[[tokens=3]] hi")).await;
     assert_eq!(reply.status, 200, "{}", reply.body);
     let month = |left: &i64| *left > 29 * 86_400;
+    assert!(expiries(&nobodys).iter().all(month), "{:?}", expiries(&nobodys));
+    add(&nobodys).await;
     assert!(expiries(&nobodys).iter().all(month), "{:?}", expiries(&nobodys));
 }

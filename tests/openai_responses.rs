@@ -14,6 +14,7 @@ use support::eventually;
 use support::fleet::{Fleet, ready_replicas};
 use support::fronts::ada_was_asked;
 use support::host::{requests, stat};
+use support::metrics::until_metric_line;
 use support::process::{LIMIT, Process, ollama_sim};
 use support::redis::{RedisSentinels, RedisServer};
 use support::responses::{
@@ -198,6 +199,56 @@ async fn a_background_response_is_resumed_at_a_third_replica_after_its_writer_wa
         (&response["status"], &response["usage"]["output_tokens"]),
         (&json!("completed"), &json!(120))
     );
+    let unbroken = post(&it.replicas[1], RESPONSES, &asked(question)).await.body;
+    assert_eq!(response["usage"], unbroken["usage"], "as one that nothing broke");
+}
+
+#[tokio::test]
+async fn an_anonymous_response_in_the_background_waits_while_it_is_retrieved_at_any_replica() {
+    let settings = [
+        ("JARVIS_ABANDON_AFTER", "2"),
+        ("JARVIS_QUEUE_LIMIT", "5"),
+        ("JARVIS_OLLAMA_SLOTS", "1"),
+        ("JARVIS_JWT_SECRET", SECRET),
+    ];
+    let fleet = Fleet::start(2, &["--rate", "20"], &settings).await;
+    let [one, two] = &*fleet.replicas else { panic!("two replicas") };
+    let background = async |question: &str, user: Option<&str>| {
+        let body = with(asked(question), "background", json!(true));
+        let request = http().post(format!("{}{RESPONSES}", one.url)).json(&body);
+        let request = match user {
+            Some(user) => request.bearer_auth(token(user)),
+            None => request,
+        };
+        let reply = send(request).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        id_of(&reply.body)
+    };
+    let abandoned =
+        |count: u32| format!("jarvis_turn_failures_total{{code=\"abandoned\"}} {count}");
+    let running = background("[[tokens=4000]] on", None).await;
+    let runs = async || retrieved(two, &running).await.body["status"] == "in_progress";
+    assert!(eventually(LIMIT, runs).await, "it does not begin");
+    // Turns of users wait for ever: with them, the queue stays over half full.
+    for user in ["alice", "bob", "carol"] {
+        background("[[tokens=1]] hi", Some(user)).await;
+    }
+    let polled = background("[[tokens=1]] hi", None).await;
+    background("[[tokens=1]] hi", None).await;
+    // More than twice the time after which a turn that is alone ends.
+    for _ in 0..20 {
+        let reply = retrieved(two, &polled).await;
+        assert_eq!(reply.body["status"], "queued", "{}", reply.body);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    until_metric_line(one, &abandoned(1)).await;
+    // Its client is gone, too.
+    until_metric_line(one, &abandoned(2)).await;
+    let failed = retrieved(two, &polled).await.body;
+    assert_eq!(
+        (&failed["status"], &failed["error"]["type"]),
+        (&json!("failed"), &json!("abandoned"))
+    );
 }
 
 #[tokio::test]
@@ -219,7 +270,7 @@ async fn a_background_response_survives_a_failover_of_redis_with_its_writer() {
 }
 
 #[tokio::test]
-async fn an_answer_that_began_anew_has_other_numbers_and_is_never_spliced() {
+async fn an_answer_that_started_again_has_other_numbers_and_is_never_spliced() {
     let redis = RedisServer::start();
     let question = "[[tokens=100 think=10]] hold on";
     let request = json!({"model": "thinker", "input": question, "temperature": 0,

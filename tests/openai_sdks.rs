@@ -16,14 +16,14 @@ const LONG: &str = "[[tokens=150 rate=60]] a long answer";
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_python_package_works_unchanged() {
     let checks = "models whole streamed helper asynchronous stop_and_limit seed conversation \
-        json_schema tools strict_tools images embedded errors rate_limit error_in_a_stream";
+        json_schema tools strict_tools carried images embedded errors rate_limit error_in_a_stream";
     Sdk::Python.passes_signed_in(SCRIPTS, checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_node_package_works_unchanged() {
     let checks = "models whole streamed helper stop_and_limit seed conversation json_schema \
-        tools strict_tools images embedded errors rate_limit leaves";
+        tools strict_tools carried images embedded errors rate_limit leaves";
     Sdk::Node.passes_signed_in(SCRIPTS, checks).await;
 }
 
@@ -60,7 +60,7 @@ fn rows(heading: &str) -> Vec<Row> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_field_that_openais_package_can_send_is_handled_as_its_page_says() {
+async fn every_top_level_field_that_openais_package_can_send_is_handled_as_its_page_says() {
     let mut driver = Sdk::Python.run("openai_fields", &[]);
     let kinds = driver.line().await.expect("the fields");
     let world = setup("2000", &[]).await;
@@ -100,7 +100,7 @@ async fn every_field_that_openais_package_can_send_is_handled_as_its_page_says()
             let is_known = error("param") != field
                 || !["unknown_parameter", "unsupported_parameter"].contains(&error("code"));
             assert!(is_known, "{heading}: {field}: {}", reply.body);
-            // What is null counts as absent.
+            // A field that is null counts as absent.
             let is_required = field == "model" || least.get(field).is_some();
             let reply = ask(Value::Null).await;
             assert_eq!(reply.status, if is_required { 400 } else { 200 }, "{heading}: {field}");

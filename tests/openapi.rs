@@ -9,9 +9,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
-use support::client::get;
-use support::process::Process;
+use reqwest::Method;
+use serde_json::{Value, json};
+use support::client::{get, http, send};
+use support::eventually;
+use support::process::{LIMIT, Process};
 use support::raw_http::Raw;
 use support::setup::{Setup, setup_on};
 use support::tokens::{SECRET, token};
@@ -22,14 +24,93 @@ use testkit::programs::find;
 const HOST: [&str; 4] = ["--rate", "2000", "--models", "tinyllama,vision"];
 /// How long one run may take.
 const RUN_LIMIT: Duration = Duration::from_mins(5);
-/// Requests of each operation, besides those that try every bound of its schema once.
+/// Requests of each operation, in addition to those that try every bound of its schema once.
 const EXAMPLES: &str = "15";
+
+/// Things of a caller that exist, which a part of the requests name.
+struct Things {
+    /// Sessions with turns, responses and conversations with items: of each the first stays, and the
+    /// others may be deleted.
+    sessions: Vec<String>,
+    responses: Vec<String>,
+    conversations: Vec<String>,
+    /// The first question of the first session, its answer, and the generation of that.
+    question: String,
+    answer: String,
+    generation: String,
+    /// An item of the first conversation.
+    item: String,
+}
+
+impl Things {
+    const EACH: usize = 4;
+
+    async fn create(replica: &Process, token: Option<&str>) -> Self {
+        let ask = async |method: Method, path: &str, body: Value| {
+            let has_body = method == Method::POST;
+            let mut request = http().request(method, format!("{}{path}", replica.url));
+            if let Some(token) = token {
+                request = request.bearer_auth(token);
+            }
+            if has_body {
+                request = request.json(&body);
+            }
+            let reply = send(request).await;
+            assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+            reply.body
+        };
+        let id = |body: &Value| body["id"].as_str().expect("an id").to_owned();
+        let (mut sessions, mut responses, mut conversations) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..Self::EACH {
+            let session = uuid::Uuid::new_v4().to_string();
+            let question = json!({"message": "[[tokens=3]] hi", "session_id": session});
+            ask(Method::POST, "/api/v1/chat", question).await;
+            sessions.push(session);
+            // One in the background can be cancelled, also when it has ended.
+            let request =
+                json!({"model": "tinyllama", "input": "[[tokens=3]] hi", "background": true});
+            responses.push(id(&ask(Method::POST, "/v1/responses", request).await));
+            let items = json!({"items": [{"role": "user", "content": "hi"}]});
+            conversations.push(id(&ask(Method::POST, "/v1/conversations", items).await));
+        }
+        for response in &responses {
+            let path = format!("/v1/responses/{response}");
+            let has_ended =
+                async || ask(Method::GET, &path, Value::Null).await["status"] == "completed";
+            assert!(eventually(LIMIT, has_ended).await, "{response} does not end");
+        }
+        let path = format!("/api/v1/chat/sessions/{}", sessions[0]);
+        let messages = ask(Method::GET, &path, json!({})).await["messages"].take();
+        let path = format!("/v1/conversations/{}/items", conversations[0]);
+        let items = ask(Method::GET, &path, json!({})).await;
+        Self {
+            sessions,
+            responses,
+            conversations,
+            question: id(&messages[0]),
+            answer: id(&messages[1]),
+            generation: messages[1]["generation_id"].as_str().expect("an id").to_owned(),
+            item: id(&items["data"][0]),
+        }
+    }
+
+    /// Returns these as JSON, for the hooks.
+    fn to_json(&self) -> String {
+        let Self { sessions, responses, conversations, question, answer, generation, item } = self;
+        json!({
+            "session_id": sessions, "response_id": responses, "conversation_id": conversations,
+            "question": question, "answer": answer, "generation": generation, "item_id": [item],
+        })
+        .to_string()
+    }
+}
 
 /// Has schemathesis generate requests from the description, and compare every reply with it: the
 /// status, the content type and the schema; what the description allows must not be refused, and
 /// what it forbids must not be taken.
 async fn conforms(settings: &[(&str, &str)], token: Option<&str>) {
     let Setup { replica, redis: _redis, ollama: _ollama } = setup_on(&HOST, settings).await;
+    let things = Things::create(&replica, token).await;
     let program = find("schemathesis").expect("schemathesis: `make test` installs it from PyPI");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openapi");
     let place = Folder::temporary().expect("a folder");
@@ -43,12 +124,15 @@ async fn conforms(settings: &[(&str, &str)], token: Option<&str>) {
         // lines of a file: they have a test of their own.
         .args(["--exclude-path", "/ws", "--exclude-path", "/api/v1/chat/import"])
         .env("SCHEMATHESIS_HOOKS", "hooks")
+        .env("THINGS", things.to_json())
         .env("PYTHONPATH", OsString::from(&folder))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .current_dir(place.path())
         .kill_on_drop(true);
     if let Some(token) = token {
         command.arg("--header").arg(format!("Authorization: Bearer {token}"));
+        // It deletes what the others name; tests/own_sessions.rs has it.
+        command.args(["--exclude-operation-id", "delete_all"]);
     }
     let output = tokio::time::timeout(RUN_LIMIT, command.output());
     let output = output.await.expect("an end in time").expect("a program that runs");
@@ -66,7 +150,13 @@ async fn an_anonymous_caller_meets_nothing_that_the_openapi_document_does_not_de
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signed_in_caller_meets_nothing_that_the_openapi_document_does_not_describe() {
-    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_AUTH", "required")];
+    // With the limits of a user most requests would be 429.
+    let settings = [
+        ("JARVIS_JWT_SECRET", SECRET),
+        ("JARVIS_AUTH", "required"),
+        ("JARVIS_USER_REQUESTS_PER_MINUTE", "0"),
+        ("JARVIS_USER_TURNS_PER_MINUTE", "0"),
+    ];
     conforms(&settings, Some(&token("alice"))).await;
 }
 
@@ -84,9 +174,8 @@ impl Operation {
     /// Asserts that the document has this status of a reply, in the form that the reply has.
     fn describes(&self, what: &str, status: u16, head: &str) {
         let Self { method, path, responses, .. } = self;
-        let described = [&*status.to_string(), "default"].map(|status| &responses[status]);
-        let described = described.into_iter().find(|response| !response.is_null());
-        let described = described.unwrap_or_else(|| panic!("{method} {path}, {what}: {status}"));
+        let described = &responses[&*status.to_string()];
+        assert!(described.is_object(), "{method} {path}, {what}: {status}");
         let head = head.to_ascii_lowercase();
         let form =
             head.split("content-type: ").nth(1).and_then(|rest| rest.split(['\r', ';']).next());
@@ -111,7 +200,7 @@ async fn operations(replica: &Process) -> Vec<Operation> {
                 method: method.to_uppercase(),
                 path: asked.replace("{response_id}", &response),
                 has_body: operation["requestBody"].is_object(),
-                has_dialect: operation["responses"]["default"].is_object(),
+                has_dialect: ["openai", "ollama"].map(Value::from).contains(&operation["tags"][0]),
                 responses: operation["responses"].clone(),
             });
         }
@@ -119,7 +208,8 @@ async fn operations(replica: &Process) -> Vec<Operation> {
     operations
 }
 
-/// What a layer refuses, or a body lacks: the header fields, and the body as far as it comes.
+/// A request that a layer refuses, or whose body lacks something: the header fields, and the body as far as
+/// it comes.
 const REFUSED: [(&str, &str, &str); 6] = [
     ("a compressed body", "Content-Encoding: gzip\r\nContent-Length: 2\r\n", "{}"),
     ("a body that breaks off", "Transfer-Encoding: chunked\r\n", "1\r\n{\r\nrubbish\r\n"),
@@ -135,6 +225,8 @@ async fn what_layers_refuse_and_what_a_body_lacks_is_described_of_every_operatio
     let Setup { replica, .. } = &setup_on(&HOST, &settings).await;
     let operations = operations(replica).await;
     assert!(operations.len() > 30, "{}", operations.len());
+    // A status that is not listed would not be noticed behind a description of all others.
+    assert!(!operations.iter().any(|it| it.responses["default"].is_object()));
     let asked = operations.iter().flat_map(|operation| REFUSED.map(|refused| (operation, refused)));
     let replies = asked.enumerate().map(async |(number, (operation, (what, fields, body)))| {
         // Each has a user of its own, who runs one import at a time.

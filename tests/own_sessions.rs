@@ -228,7 +228,7 @@ async fn a_deletion_of_all_spares_a_session_that_was_created_since_it_began() {
     budget.room(&alice, "", new).await.expect("room");
     let (count, deletion) = budget.delete_all(&alice, "name").await.expect("a deletion");
     assert_eq!(count, 3);
-    // Before its turn comes, the user deletes one and begins it anew, and creates the other.
+    // Before its turn comes, the user deletes one and creates it again, and creates the other.
     store.clear(&mut Clearing::new(&alice, again, true)).await.expect("deleted");
     for session in [again, new] {
         stored_turn(&store, &alice, session, "created since", "an answer").await;
@@ -457,6 +457,11 @@ async fn an_export_is_imported_under_new_ids_with_the_same_content_and_only_once
         "created_at",
         "message_count",
         "messages",
+        "pinned",
+        "archived",
+        "tool_calls",
+        "tool_call_id",
+        "tool_name",
     ];
     for (line, copy) in lines.iter().zip(&copies).skip(1) {
         for field in same {
@@ -481,6 +486,31 @@ async fn an_export_is_imported_under_new_ids_with_the_same_content_and_only_once
     assert_eq!(counts(&import(&fleet, 0, "bob", as_text(&lines)).await), (2, 0, 6));
     assert_eq!(read(replica, copy, "bob").await.body["total"], 4);
     assert_eq!(listed(replica, "alice", 10).await.len(), 2, "the first ones are untouched");
+}
+
+#[tokio::test]
+async fn an_import_brings_pins_and_calls_of_tools_with_their_results() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 1, "500").await;
+    let call = json!({"id": "call_1", "name": "weather", "arguments": "{\"city\":\"Ulm\"}"});
+    let lines = [
+        json!({"type": "export", "version": 1}),
+        json!({"type": "session", "title": "Weather", "pinned": true, "archived": true}),
+        json!({"type": "message", "role": "user", "content": "rain?"}),
+        json!({"type": "message", "role": "assistant", "content": "", "tool_calls": [call]}),
+        json!({"type": "message", "role": "tool", "content": "no", "tool_call_id": "call_1",
+            "tool_name": "weather"}),
+        json!({"type": "message", "role": "assistant", "content": "It does not rain."}),
+        json!({"type": "session_end", "messages": 4}),
+        json!({"type": "end"}),
+    ];
+    assert_eq!(counts(&import(&fleet, 0, "alice", as_text(&lines)).await), (1, 0, 4));
+    let exported = export(&fleet, "alice").await;
+    for (line, of) in lines.iter().zip(&exported).take(6) {
+        for (field, value) in line.as_object().expect("an object") {
+            assert_eq!(&of[field], value, "{field}: {of}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -579,7 +609,7 @@ async fn an_import_whose_replica_is_killed_leaves_no_half_session_and_is_complet
         "local keys = redis.call('KEYS', 'jarvis:*:path') return redis.call('TTL', keys[1])";
     let seconds: i64 = redis.cli(&["EVAL", expiry, "0"]).trim().parse().expect("seconds");
     assert!((1..=600).contains(&seconds), "{seconds}");
-    // What is kept for the repeat counts, until the session takes its place.
+    // The session that is kept for the repeat counts, until the session takes its place.
     let counted = || {
         let bytes = redis.cli(&["ZSCORE", "jarvis:{budget}:users", "user:local:alice"]);
         bytes.trim().parse::<u64>().unwrap_or(0) >> 20
@@ -617,7 +647,7 @@ async fn an_import_beyond_the_budget_of_its_user_is_refused_and_stores_nothing()
     );
     assert_eq!(listed(&fleet.replicas[0], "alice", 10).await.len(), 1);
     assert_eq!(sessions_in(&redis), 1);
-    // What the user gives back may be used again.
+    // Bytes that the user gives back may be used again.
     assert_eq!(delete_all(&fleet, 0, "alice").await.body["sessions_deleted"], 1);
     assert_eq!(counts(&import(&fleet, 0, "alice", large_import(1)).await), (1, 0, 4));
 }

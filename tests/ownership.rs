@@ -262,6 +262,24 @@ async fn costs_the_same<Seen: PartialEq + std::fmt::Debug>(
     panic!("{what}: {tries:#?}");
 }
 
+/// Asserts that a user who asks about another's session gets 404, as for one that never was, at the same
+/// cost.
+async fn assert_not_found(
+    fleet: &Fleet,
+    redis: &RedisServer,
+    request: (&Method, &str, &Value),
+    sessions: [&str; 2],
+    user: &str,
+) {
+    let what = format!("{} {} {user:?}", request.0, request.1);
+    let seen = costs_the_same(&what, sessions, async |session| {
+        seen_by(fleet, redis, request, session, user).await
+    });
+    let (status, _, _, calls) = seen.await;
+    assert_eq!(status, 404, "{what}");
+    assert!(!calls.is_empty(), "{what}");
+}
+
 /// Sends a request, and returns status, headers and body as they came, and the calls of Redis about
 /// the session. What is left of a limit differs between any two requests.
 async fn seen_by(
@@ -314,6 +332,7 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
     let edited_streamed = json!({"message_id": message, "message": "hi", "stream": true});
     let of_session = |rest: &str| format!("{SESSIONS}/ID{rest}");
     let generation = format!("/events?generation_id={}", id());
+    let image = format!("/images/{}", "0".repeat(64));
     for (method, path, body) in [
         (Method::GET, of_session(""), &none),
         (Method::GET, of_session("?skip=1&limit=0"), &none),
@@ -321,6 +340,7 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
         (Method::DELETE, of_session(""), &none),
         (Method::GET, of_session("/events"), &none),
         (Method::GET, of_session(&generation), &none),
+        (Method::GET, of_session(&image), &none),
         (Method::POST, of_session("/cancel"), &empty),
         (Method::POST, of_session("/claim"), &empty),
         (Method::POST, of_session("/regenerate"), &beside),
@@ -337,13 +357,7 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
                 continue;
             }
             let request = (&method, path.as_str(), body);
-            let what = format!("{method} {path} {user:?}");
-            let seen = costs_the_same(&what, [&alices, &never], async |session| {
-                seen_by(&fleet, &redis, request, session, user).await
-            });
-            let (status, _, _, calls) = seen.await;
-            assert_eq!(status, 404, "{what}");
-            assert!(!calls.is_empty(), "{what}");
+            assert_not_found(&fleet, &redis, request, [&alices, &never], user).await;
         }
     }
     for user in ["bob", ""] {
@@ -477,13 +491,7 @@ async fn another_s_conversation_costs_the_same_calls_and_bytes_as_one_that_never
     ] {
         for user in ["bob", ""] {
             let request = (&method, path.as_str(), body);
-            let what = format!("{method} {path} {user:?}");
-            let seen = costs_the_same(&what, [&alices, &never], async |session| {
-                seen_by(&fleet, &redis, request, session, user).await
-            });
-            let (seen, _, _, calls) = seen.await;
-            assert_eq!(seen, 404, "{what}");
-            assert!(!calls.is_empty(), "{what}");
+            assert_not_found(&fleet, &redis, request, [&alices, &never], user).await;
         }
     }
     let path = format!("/v1/responses/{response}");

@@ -23,7 +23,7 @@ use testkit::programs::find;
 use tokio::process::Command;
 use tokio::time::sleep;
 
-/// What a browser accepts.
+/// The types that a browser accepts.
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 /// The milliseconds within which the page notices that its connection is silent.
 const NOTICED: u64 = 3000;
@@ -103,8 +103,14 @@ async fn an_answer_is_generated_again_a_question_edited_and_the_branch_before_se
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_is_pinned_archived_and_saved_from_the_list() {
-    let checks = ["marks", "back", "keyboard", "saved"];
+    let checks = ["flags", "link", "back", "keyboard", "saved"];
     passes(&fleet(&[]).await, "list.mjs", &[], &checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_place_in_the_queue_and_what_the_model_was_not_given_are_shown() {
+    let settings = [("JARVIS_OLLAMA_SLOTS", "1"), ("JARVIS_NUM_CTX", "1024")];
+    passes(&fleet(&settings).await, "waiting.mjs", &[], &["queue", "moves", "left out"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,7 +157,7 @@ async fn what_a_user_chooses_reaches_the_model_and_the_focus_is_never_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sign_in_begins_anew_and_a_sign_out_leaves_nothing_of_the_user() {
+async fn a_sign_in_starts_again_and_a_sign_out_leaves_nothing_of_the_user() {
     let fleet = fleet(&[("JARVIS_JWT_SECRET", SECRET)]).await;
     let checks = ["declined", "renewed", "signed out"];
     passes(&fleet, "sign_out.mjs", &[&token("alice")], &checks).await;
@@ -287,13 +293,13 @@ async fn a_writer_that_hangs_is_noticed_within_three_seconds_and_costs_no_charac
     let seen = driver.line().await.expect("the whole answer");
     println!("hangs: {seen}");
     assert_eq!(driver.line().await, None);
-    // What the browser itself needs on a busy machine is left out.
+    // The time that the browser itself needs on a busy machine is left out.
     assert!(seen["noticed"].as_u64().is_some_and(|time| time < NOTICED + 500), "{seen}");
     writer.resume();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_begins_anew_and_a_history_in_place_of_a_cursor_are_shown_as_they_are_stored()
+async fn an_answer_that_starts_again_and_a_history_instead_of_a_cursor_are_shown_as_they_are_stored()
  {
     let fleet = fleet(&[]).await;
     let [one, two] = &fleet.replicas[..] else { panic!("two replicas") };
@@ -343,7 +349,7 @@ async fn a_conversation_from_before_the_sign_in_moves_to_the_account() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_tokens_stream_without_a_long_frame() {
+async fn ten_thousand_tokens_stream_without_a_stall() {
     let settings = [("JARVIS_NUM_CTX", "32768")];
     let fleet = fleet(&settings).await;
     let mut driver = fleet.run("frames.mjs", &["10000"]);
@@ -360,7 +366,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
 }
 
 #[tokio::test]
-async fn a_browser_gets_the_page_with_a_strict_policy_and_parts_that_are_kept_for_ever() {
+async fn a_browser_gets_the_page_with_a_strict_policy_and_parts_that_are_kept_forever() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&[]);
     let replica = jarvis(&redis.url(), &ollama.url, &[]);

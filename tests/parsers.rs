@@ -51,6 +51,11 @@ const RESPONSE_BODIES: &[&str] = &[
     r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"a"}]},{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"r"}],"tools":[{"type":"function","name":"f","parameters":{"type":"object"}}],"stream":true}"#,
     r#"{"model":"m","input":"q","text":{"format":{"type":"json_schema","name":"n","strict":true,"schema":{"b":1,"a":2}}},"reasoning":{"effort":"low"},"previous_response_id":"resp_00000000000040008000000000000001"}"#,
 ];
+const CONVERSATION_BODIES: &[&str] = &[
+    r#"{"metadata":{"topic":"lists","b":""},"items":[{"role":"user","content":"q"},{"type":"message","role":"assistant","content":[{"type":"output_text","text":"a"}]}]}"#,
+    r#"{"items":[{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"r"},{"role":"user","content":[{"type":"input_text","text":"é"}]}]}"#,
+    r#"{"metadata":null}"#,
+];
 const KEY_SETS: &[&str] = &[
     r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"a","use":"sig","alg":"EdDSA"}]}"#,
     r#"{"keys":[{"kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM","kid":"b"},{"kty":"oct","k":"AAAA","kid":"c"}]}"#,
@@ -171,6 +176,16 @@ proptest! {
     }
 
     #[test]
+    fn any_bytes_are_a_request_about_a_conversation_or_an_error(bytes in random()) {
+        in_time(|| parsers::conversation_body(&bytes));
+    }
+
+    #[test]
+    fn a_damaged_request_about_a_conversation_is_one_or_an_error(bytes in damaged(CONVERSATION_BODIES)) {
+        in_time(|| parsers::conversation_body(&bytes));
+    }
+
+    #[test]
     fn any_bytes_are_the_keys_of_an_issuer_or_an_error(bytes in random()) {
         in_time(|| parsers::key_set(&bytes));
     }
@@ -265,7 +280,7 @@ proptest! {
 /// Returns a conversation of 1,000 messages with calls and their results, of almost a MiB of text, and
 /// 128 tools of almost 128 KiB.
 fn largest(of_ollama: bool) -> Value {
-    // Each message counts 512 bytes besides it.
+    // Each message counts 512 bytes in addition to it.
     let text = "x".repeat(400);
     let arguments = json!({"city": "Paris", "days": [1, 2, 3], "unit": {"name": "celsius"}});
     let arguments = if of_ollama { arguments } else { Value::from(arguments.to_string()) };

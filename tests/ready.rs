@@ -13,11 +13,12 @@ use jarvis::readiness::{NotReady, Readiness};
 use jarvis::redis::{Conditions, Redis, RedisOptions};
 use jarvis::tls::TlsOptions;
 use serde_json::{Value, json};
-use support::client::{Reply, get, http, post, until_ok};
+use support::client::{Reply, Socket, get, history, http, joined, post, until_ok};
 use support::eventually;
 use support::metrics::until_metric_line;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{Connection, RedisCluster, RedisSentinels, RedisServer, cli};
+use uuid::Uuid;
 
 /// A replica over a Redis that the test breaks.
 struct Setup {
@@ -45,7 +46,7 @@ impl Setup {
         Self { replica, redis, _ollama: ollama }
     }
 
-    /// Creates a user of Redis with these rules beside all commands and keys, and a replica that
+    /// Creates a user of Redis with these rules in addition to all commands and keys, and a replica that
     /// uses it.
     fn as_user(rules: &[&str]) -> Self {
         let redis = RedisServer::start();
@@ -212,6 +213,23 @@ async fn a_full_redis_is_degraded_never_unready_and_refuses_turns_as_full() {
 }
 
 #[tokio::test]
+async fn an_answer_that_runs_while_redis_becomes_full_comes_to_its_end() {
+    let setup = Setup::ready().await;
+    let session = Uuid::new_v4().to_string();
+    let (mut socket, _) = Socket::open(&setup.replica, &format!("/ws?session_id={session}")).await;
+    socket.say(&json!({"type": "chat", "message": "[[tokens=60 rate=20]] on"})).await;
+    let mut events = socket.until("stream_chunk").await;
+    setup.redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert_eq!(setup.turn().await.body["code"], "store_full");
+    events.extend(socket.until("stream_end").await);
+    let answer = joined(&events);
+    let end = events.last().expect("an end");
+    assert_eq!(end["usage"]["completion_tokens"], 60, "{end}");
+    let stored = history(&setup.replica, &session).await;
+    assert_eq!((&stored[1]["status"], &stored[1]["content"]), (&json!("complete"), &json!(answer)));
+}
+
+#[tokio::test]
 async fn a_redis_that_is_full_before_it_has_the_functions_is_reported_as_full_until_it_is_not() {
     let redis = RedisServer::start_with(&["--maxmemory", "1"]);
     let setup = Setup::over(redis, RedisServer::url);
@@ -327,7 +345,7 @@ async fn a_redis_url_of_another_kind_than_its_server_is_reported_with_what_to_do
         (format!("redis://{node}"), "a cluster", "redis-cluster://"),
         (
             format!("redis-sentinel://{plain_at}?sentinelServiceName=m"),
-            "the server given as a sentinel is none",
+            "the server given as a sentinel is not a sentinel",
             "name the sentinels",
         ),
         (

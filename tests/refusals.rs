@@ -1,4 +1,4 @@
-//! A response that comes before the request was read reaches its client all the same, and a client
+//! A response that comes before the request was read nevertheless reaches its client, and a client
 //! that has sent its whole request gets its answer.
 #![allow(missing_docs, reason = "tests")]
 
@@ -252,7 +252,7 @@ async fn a_client_that_expects_100_continue_is_refused_without_it() {
         assert_eq!((response.status, response.closes()), (status, true), "{path} {bytes}");
         assert_eq!(raw.rest().await.expect("an end and no reset"), "");
     }
-    // A client that has waited long enough sends its body all the same.
+    // A client that has waited long enough nevertheless sends its body.
     let mut raw = Raw::connect(replica).await;
     raw.write(expecting("/nowhere", 100_000).as_bytes()).await.expect("an open connection");
     raw.write(&vec![b'x'; 100_000]).await.expect("no reset");

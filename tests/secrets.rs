@@ -247,7 +247,7 @@ async fn no_output_of_a_replica_holds_a_secret() {
     }
 }
 
-/// Every setting that is a secret or may hold one, and a value with a secret.
+/// Returns every setting that is a secret or may hold one, and a value with a secret.
 fn secret_settings() -> [(&'static str, String); 8] {
     let url = |scheme: &str| format!("{scheme}://ann:{HOST}@127.0.0.1:9");
     [
@@ -280,7 +280,9 @@ fn a_secret_among_the_arguments_is_refused_with_a_hint_and_not_shown() {
             assert!(!printed.contains("s3cret"), "{name}: {printed}");
         }
     }
-    for command in [&["migrate"][..], &["key", "list"], &["key", "create", "--user", "a"]] {
+    for command in
+        [&["migrate"][..], &["key", "list"], &["key", "create", "--user", "a"], &["top", "--once"]]
+    {
         let url = format!("--redis-url=redis://:{REDIS}@127.0.0.1:9");
         let (code, printed) = binary(&[command, &[&url]].concat(), &[]);
         assert_eq!(code, Some(64), "{command:?}: {printed}");
@@ -436,7 +438,7 @@ async fn the_file_of_redis_users_lets_a_replica_serve_and_others_only_ping() {
     let url = redis.url();
     let password = url.split([':', '@']).nth(2).expect("a password");
     let of_admin = format!("{password}-OF-ADMIN");
-    // What operators need, and neither the data nor the users.
+    // The commands that operators need, and neither the data nor the users.
     let mut connection = Connection::open(redis.port()).expect("a connection");
     let replies = connection.ask(&[
         &["AUTH", "admin", &of_admin][..],

@@ -19,7 +19,7 @@ use jarvis::session::store::{
     Acceptance, Attached, BROUGHT_BYTES, Begin, CancelReply, Cancellation, Claim, ClaimAttempt,
     Clearing, Evicted, Found, IdempotencyKey, NewConversation, NewTurn, Proposal, ReadFrom,
     ReadOutcome, Restored, Selection, SessionChange, SessionLimits, TakenBack, Transfer, Turn,
-    Written, bucket, channel, message, open_turns,
+    Update, Written, bucket, channel, message, open_turns,
 };
 use jarvis::session::{
     Anchor, Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role,
@@ -100,8 +100,9 @@ impl Replica {
     }
 }
 
-fn titled(title: &str) -> SessionChange<'_> {
-    SessionChange { title: Some(title), ..SessionChange::default() }
+fn titled(owner: &Owner, session: SessionId, title: &str) -> Update {
+    let change = SessionChange { title: Some(title.to_owned()), ..SessionChange::default() };
+    Update::new(owner, session, change)
 }
 
 /// Formats a delta in a few characters, so that a test reads easily.
@@ -274,7 +275,7 @@ async fn an_end_that_a_failover_lost_stops_no_turn_that_was_claimed_since() {
     let Claim::Running(claimed, 2) = claim else { panic!("{claim:?}") };
     assert!(claimed.is_claimed());
     feed.note_unended(turn.generation);
-    // Also while the feed finds out that its history is another one, and reads it anew.
+    // Also while the feed finds out that its history is another one, and reads it again.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(5) {
         assert!(!has_ended().await, "the lost end counts after {:?}", begun.elapsed());
@@ -583,7 +584,10 @@ async fn a_session_of_another_owner_looks_like_none() {
         store.clear(&mut Clearing::new(&thief, session, true)).await,
         Err(StoreError::Absent)
     ));
-    assert!(matches!(store.update(&thief, session, titled("x")).await, Err(StoreError::Absent)));
+    assert!(matches!(
+        store.update(&mut titled(&thief, session, "x")).await,
+        Err(StoreError::Absent)
+    ));
     let chat = store.accept(&Proposal::new(&thief, session, &new_turn(MODEL, "q"))).await;
     assert!(matches!(chat, Err(StoreError::Absent)));
     let mut stolen = turn;
@@ -907,6 +911,43 @@ async fn a_turn_beside_a_message_that_never_comes_back_goes_to_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_a_session_that_is_applied_again_leaves_what_was_changed_later() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let (store, owner, session) = (&replica.store, Owner::Anonymous, SessionId::random());
+    replica.whole_turn(session, "q", &["a"]).await;
+    let of_session = async || store.describe(&owner, session).await.expect("a session").info;
+    let mut first = titled(&owner, session, "first");
+    let pinned = SessionChange { pinned: Some(true), ..SessionChange::default() };
+    let mut pinned = Update::new(&owner, session, pinned);
+    redis.remember();
+    for change in [&mut pinned, &mut first] {
+        store.update(change).await.expect("a change");
+    }
+    redis.cli(&["SWAPDB", "0", "1"]);
+    assert_ne!(of_session().await.title, "first");
+    for change in [&mut first, &mut pinned] {
+        store.update(change).await.expect("a change");
+    }
+    let info = of_session().await;
+    assert_eq!((info.title.as_str(), info.pinned), ("first", true));
+    store.update(&mut titled(&owner, session, "second")).await.expect("a change");
+    store.update(&mut first).await.expect("nothing to change");
+    assert_eq!(of_session().await.title, "second");
+    let mut archived = SessionChange { archived: Some(true), ..SessionChange::default() };
+    archived.pinned = Some(false);
+    let mut archived = Update::new(&owner, session, archived);
+    store.update(&mut archived).await.expect("a change");
+    // Another conversation of the session is not changed by what was before it.
+    let mut clearing = Clearing::new(&owner, session, false);
+    store.clear(&mut clearing).await.expect("a clear");
+    replica.whole_turn(session, "another", &["a"]).await;
+    let before = of_session().await;
+    store.update(&mut first).await.expect("nothing to change");
+    assert_eq!(of_session().await.title, before.title);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_selection_that_a_failover_lost_is_applied_again_unless_the_session_has_gone_on() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
@@ -928,7 +969,7 @@ async fn a_selection_that_a_failover_lost_is_applied_again_unless_the_session_ha
         replica.store.select(&mut selection).await.unwrap();
         let shown: &[&str] = if goes_on { &["e1", "b1", "e2", "b2"] } else { &["q1", "a1"] };
         assert_eq!(replica.texts(session).await, shown);
-        // A turn that followed the lost selection goes to its branch all the same.
+        // A turn that followed the lost selection nevertheless goes to its branch.
         assert_eq!(replica.store.restore(&turn).await.unwrap(), Restored::Waiting);
         assert_eq!(replica.store.begin(&turn).await.unwrap(), Begin::Began);
         assert_eq!(replica.texts(session).await, ["q1", "a1", "q2"]);
@@ -1136,7 +1177,7 @@ async fn the_log_of_a_deleted_session_goes_within_minutes_and_cursors_go_on_behi
     let left: u64 = redis.cli(&["TTL", &events]).trim().parse().expect("it expires");
     assert!(left <= 300, "{left} s");
     redis.cli(&["DEL", &events]);
-    // Whoever has all of it goes on, and whoever has not learns so.
+    // A reader that has all of it goes on, and a reader that has not gets notice of it.
     let end = reader.cursor();
     let read = async |from| replica.store.read(&owner, session, ReadFrom::Cursor(from, 0)).await;
     assert!(matches!(read(end).await.unwrap(), ReadOutcome::Window { .. }));
@@ -1251,8 +1292,9 @@ async fn conversation_calls(replica: &Replica, session: SessionId) {
     store.add_messages(&owner, session, &more).await.unwrap();
     let newest = store.newest(&owner, session, 1, 1).await.unwrap().messages;
     assert_eq!(newest[0].id, more[19].id);
-    let metadata = SessionChange { metadata: Some(&new.metadata), ..SessionChange::default() };
-    store.update(&owner, session, metadata).await.unwrap();
+    let metadata = Some(new.metadata.clone());
+    let change = SessionChange { metadata, ..SessionChange::default() };
+    store.update(&mut Update::new(&owner, session, change)).await.unwrap();
     assert_eq!(store.conversation(&owner, session).await.unwrap().metadata, new.metadata);
     let request = Some("x".repeat(400 << 10));
     let question = Box::new(Message { request, ..message(Role::User, now) });
@@ -1279,7 +1321,7 @@ async fn conversation_calls(replica: &Replica, session: SessionId) {
 async fn other_calls(replica: &Replica, other: &Replica, session: SessionId) -> Owner {
     let (owner, store) = (Owner::Anonymous, &replica.store);
     store.describe(&owner, session).await.unwrap();
-    store.update(&owner, session, titled("title")).await.unwrap();
+    store.update(&mut titled(&owner, session, "title")).await.unwrap();
     let (turn, _) = replica.accept(session, "q").await;
     store.begin(&turn).await.unwrap();
     let text = "x".repeat(30 << 10);
@@ -1573,7 +1615,7 @@ async fn a_page_that_needs_several_steps_equals_one_read_at_once() {
     let before = store.page_before(&owner, session, 11, 10).await.unwrap();
     assert_eq!(before.first + before.messages.len() as u64, 11);
     assert!(bytes(&before.messages) > 800 << 10);
-    // A message that is larger than a step is returned all the same.
+    // A message that is larger than a step is nevertheless returned.
     let one = store.newest(&owner, session, 50, 10).await.unwrap();
     assert_eq!((one.first, one.messages.len()), (11, 1));
 }

@@ -1,4 +1,4 @@
-//! The list of a user's sessions: those with a mark, and those that hold some words.
+//! The list of a user's sessions: those with a flag, and those that hold some words.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -77,8 +77,8 @@ async fn sessions_are_pinned_and_archived_and_listed_by_their_marks() {
         assert_eq!(listed(&fleet, query, "alice").await, newest_first(wanted), "{query}");
     }
     let both = patch(&fleet, &all[4], &json!({"pinned": false}), "alice").await.body;
-    let marks = (&both["pinned"], &both["archived"], &both["title"]);
-    assert_eq!(marks, (&json!(false), &json!(true), &json!("Both")), "the others stay");
+    let flags = (&both["pinned"], &both["archived"], &both["title"]);
+    assert_eq!(flags, (&json!(false), &json!(true), &json!("Both")), "the others stay");
     for (session, body, status) in [
         (&all[0], json!({}), 200),
         (&all[0], json!({"pinned": "maybe"}), 422),
@@ -88,7 +88,7 @@ async fn sessions_are_pinned_and_archived_and_listed_by_their_marks() {
         assert_eq!(patch(&fleet, session, &body, "alice").await.status, status, "{body}");
     }
     assert_eq!(patch(&fleet, &all[0], &json!({"pinned": true}), "bob").await.status, 404);
-    // A session that is deleted and begun anew has no mark.
+    // A session that is deleted and created again has no flag.
     let path = format!("{SESSIONS}/{}", all[1]);
     ask(&fleet.replicas[0], Method::DELETE, &path, &Value::Null, "alice").await;
     chat(&fleet.replicas[0], &all[1], "[[tokens=2]] again", "alice").await;
@@ -177,7 +177,7 @@ async fn a_search_without_a_match_looks_at_a_bounded_number_of_sessions_a_reques
         assert_eq!(pages(&fleet, &format!("{query}&limit=500"), "alice").await.len(), 2);
     }
     assert_eq!(listed(&fleet, "limit=500", "alice").await.len(), SESSIONS_STORED);
-    // What is searched at the same time runs one after another.
+    // Searches at the same time run one after another.
     let path = format!("{SESSIONS}?q=nowhere&limit=500");
     let searches =
         (0..4).map(|_| ask(&fleet.replicas[0], Method::GET, &path, &Value::Null, "alice"));
@@ -198,16 +198,24 @@ async fn a_session_is_listed_as_running_while_an_answer_is_written() {
     let asked = http().post(url).bearer_auth(token("alice")).json(&long);
     let mut answer = asked.send().await.expect("a response");
     assert!(answer.chunk().await.expect("a chunk").is_some());
-    let marks = async || -> Vec<(Value, Value)> {
+    let running_flags = async || -> Vec<(Value, Value)> {
         let pages = pages(&fleet, "", "alice").await;
         let sessions = pages.iter().flat_map(|page| page["sessions"].as_array().expect("a list"));
         sessions.map(|it| (it["session_id"].clone(), it["running"].clone())).collect()
     };
     let shown =
         |is_running: bool| vec![(json!(running), json!(is_running)), (json!(idle), json!(false))];
-    assert!(eventually(LIMIT, async || marks().await == shown(true)).await, "{:?}", marks().await);
+    assert!(
+        eventually(LIMIT, async || running_flags().await == shown(true)).await,
+        "{:?}",
+        running_flags().await
+    );
     let path = format!("{SESSIONS}/{running}/cancel");
     let cancelled = ask(&fleet.replicas[1], Method::POST, &path, &json!({}), "alice").await;
     assert_eq!(cancelled.status, 200, "{}", cancelled.body);
-    assert!(eventually(LIMIT, async || marks().await == shown(false)).await, "{:?}", marks().await);
+    assert!(
+        eventually(LIMIT, async || running_flags().await == shown(false)).await,
+        "{:?}",
+        running_flags().await
+    );
 }

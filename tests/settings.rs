@@ -23,7 +23,7 @@ fn run(command: &mut Command) -> (Option<i32>, String) {
     (status.code(), String::from_utf8_lossy(&printed).into_owned())
 }
 
-/// The environment variables of all subcommands.
+/// Returns the environment variables of all subcommands.
 fn variables() -> Vec<String> {
     let table = jarvis::config::settings_table();
     let cells = table.lines().filter_map(|line| line.split('`').nth(3));
@@ -92,7 +92,7 @@ fn every_setting_of_the_file_env_reaches_the_replicas_of_compose() {
         passed += 1;
     }
     assert!(passed > 50, "{passed}");
-    // What the pages write into that file has an effect, as a setting or in compose itself.
+    // A line that the pages write into that file has an effect, as a setting or in compose itself.
     for page in
         ["README.md", "SECURITY.md", "docs/HARDENING.md", "docs/OPERATIONS.md", "docs/SIGN_IN.md"]
     {

@@ -134,7 +134,7 @@ fn is_public(path: &str) -> bool {
         || ["/health", "/docs", "/app/"].iter().any(|below| path.starts_with(below))
 }
 
-/// What the API of Ollama has and this service refuses to everybody who may use it.
+/// The routes of Ollama's API that this service refuses to everybody who may use it.
 const REFUSED: [&str; 6] = [
     "POST /api/pull",
     "POST /api/push",
@@ -183,8 +183,60 @@ fn websocket(route: &str) -> Option<(&str, bool)> {
 
 const BY_PROTOCOL: &str = ", the token as a subprotocol";
 
-/// Every route of the description, and those that it leaves out: method, path and body.
-async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)> {
+/// The things of alice that others ask for.
+struct Things {
+    /// A session, which is also a conversation.
+    session: String,
+    /// The id of its first item.
+    item: String,
+    /// The id of a response that has ended.
+    response: String,
+}
+
+impl Things {
+    async fn of_alice(server: &Process) -> Self {
+        let (session, alice) = (id(), token("alice"));
+        assert_eq!(chat(server, &session, &alice).await.status, 200);
+        let body = json!({"model": "tinyllama", "input": "[[tokens=3]] hi"});
+        let response = ask(server, Method::POST, "/v1/responses", &body, &alice).await;
+        assert_eq!(response.status, 200, "{}", response.body);
+        let response = response.body["id"].as_str().expect("an id").to_owned();
+        let items = format!("/v1/conversations/{}/items", conversation_of(&session));
+        let items = ask(server, Method::GET, &items, &Value::Null, &alice).await;
+        assert_eq!(items.status, 200, "{}", items.body);
+        let item = items.body["first_id"].as_str().expect("an id").to_owned();
+        Self { session, item, response }
+    }
+
+    /// Asserts that all of it is still alice's, unchanged.
+    async fn are_unchanged(&self, server: &Process) {
+        let alice = token("alice");
+        let read = async |path: &str| {
+            let reply = ask(server, Method::GET, path, &Value::Null, &alice).await;
+            assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+            reply.body
+        };
+        let mine = read(&format!("{CHAT}/sessions/{}", self.session)).await;
+        assert_eq!(mine["message_count"], 2);
+        assert_eq!(mine["messages"][0]["user_id"], "alice");
+        let response = read(&format!("/v1/responses/{}", self.response)).await;
+        assert_eq!(response["status"], "completed");
+        read(&format!("/v1/responses/{}/input_items", self.response)).await;
+        let conversation = format!("/v1/conversations/{}", conversation_of(&self.session));
+        let items = read(&format!("{conversation}/items")).await;
+        assert_eq!(items["data"].as_array().map(Vec::len), Some(2), "{items}");
+        read(&format!("{conversation}/items/{}", self.item)).await;
+        assert_eq!(read(&conversation).await["metadata"], json!({}));
+    }
+}
+
+fn conversation_of(session: &str) -> String {
+    format!("conv_{}", session.replace('-', ""))
+}
+
+/// Returns every route of the description, and those that it leaves out: method, path and body.
+async fn routes(server: &Process, things: &Things) -> Vec<(Method, String, Value)> {
+    let session = things.session.as_str();
     let description = get(server, "/openapi.json").await.body;
     let paths = description["paths"].as_object().expect("paths");
     let mut routes: Vec<(Method, String)> = Vec::new();
@@ -192,10 +244,10 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
         for method in methods.as_object().expect("methods").keys() {
             let method = method.to_uppercase().parse().expect("a method");
             let path = path.replace("{session_id}", session).replace("{model}", "tinyllama");
-            let digits = session.replace('-', "");
-            let path = path.replace("{response_id}", &format!("resp_{digits}"));
-            let path = path.replace("{conversation_id}", &format!("conv_{digits}"));
-            let path = path.replace("{item_id}", &format!("msg_{digits}"));
+            let path = path.replace("{response_id}", &things.response);
+            let path = path.replace("{conversation_id}", &conversation_of(session));
+            let path = path.replace("{item_id}", &things.item);
+            let path = path.replace("{digest}", &"0".repeat(64));
             routes.push((method, path));
         }
     }
@@ -235,13 +287,13 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
         .collect()
 }
 
-/// Whether a route is for signed-in callers only, in both modes.
+/// Returns whether a route is for signed-in callers only, in both modes.
 fn is_of_users(path: &str) -> bool {
     path.ends_with("/claim")
         || ["/sessions", "/export", "/import"].iter().any(|end| path.ends_with(end))
 }
 
-/// What a caller who may use the service, but not the session, gets.
+/// Returns the answer to a caller who may use the service, but not the session.
 fn as_a_stranger(path: &str, token: &str) -> (u16, &'static str) {
     match path.trim_end_matches('/') {
         path if is_of_users(path) && token.is_empty() => (401, "sign_in_required"),
@@ -280,8 +332,8 @@ const SHOWN: [&str; 6] = [
 /// Returns the page of what each route answered, by mode, route and token.
 fn page(answers: &BTreeMap<(&str, String, &str), String>, refused: usize) -> String {
     let mut page = format!(
-        "# What each route answers to each token\n\nWritten by `{name}`, which asks for a session of \
-         alice: with no token, with bob's, and with {refused} tokens that are not valid, of which four \
+        "# Answers of each route to each token\n\nWritten by `{name}`, which asks for a session, a \
+         conversation and a response of alice: with no token, with bob's, and with {refused} tokens that are not valid, of which four \
          are shown. The others are answered as `alg none` is, except a word that is no token: the APIs of \
          OpenAI and Ollama take it for none where sign-in is optional. Rows of WebSockets are handshakes. [SIGN_IN.md](SIGN_IN.md) says what the \
          modes are. To write it again: `{WRITES_PAGE}=1 cargo test --test sign_in {name}`.\n",
@@ -300,7 +352,7 @@ fn page(answers: &BTreeMap<(&str, String, &str), String>, refused: usize) -> Str
     page
 }
 
-/// What the port of operators serves.
+/// The routes of the port of operators.
 const OPERATORS: [&str; 5] =
     ["/metrics", "/health/live", "/health/ready", "/health/detailed", "/admin/log-level"];
 
@@ -318,14 +370,14 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
     for mode in ["optional", "required"] {
         let settings = [("JARVIS_AUTH", mode), ("JARVIS_JWT_SECRET", SECRET)];
         let Setup { replica, ollama, redis } = &setup("500", &settings).await;
-        let session = id();
-        assert_eq!(chat(replica, &session, &token("alice")).await.status, 200);
+        let things = &Things::of_alice(replica).await;
+        let session = &things.session;
         let refused = bad_tokens().into_iter().map(|(what, token, code)| (what, token, Some(code)));
         let mut tokens: Vec<_> = refused.collect();
         let anonymous = (mode == "required").then_some("sign_in_required");
         tokens.push(("without a token", String::new(), anonymous));
         tokens.push(("another's token", token("bob"), None));
-        for route in routes(replica, &session).await {
+        for route in routes(replica, things).await {
             let (method, path, _) = &route;
             for (what, token, refusal) in &tokens {
                 let is_openais = path.starts_with("/v1/");
@@ -344,11 +396,14 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
                     Some(code) => (401, *code),
                     None => as_a_stranger(path, token),
                 };
-                let reply = ask_route(replica, &route, &session, token).await;
+                let reply = ask_route(replica, &route, session, token).await;
                 let expected = (status, code.to_owned());
                 assert_eq!(outcome(&reply), expected, "{mode}: {method} {path} {what}");
                 let route = format!("{method} {}", path.replace(session.as_str(), "{id}"));
+                let route = route.replace(&things.item, "msg_{id}");
+                let route = route.replace(&things.response, "resp_{id}");
                 let route = route.replace(&session.replace('-', ""), "{id}");
+                let route = route.replace(&"0".repeat(64), "{digest}");
                 // The name of a part changes with its content.
                 let is_part = path.starts_with("/app/");
                 let route = if is_part { "GET /app/{part}".to_owned() } else { route };
@@ -376,18 +431,14 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
                 answers.insert((mode, route, *what), shown(reply.status, ""));
             }
         }
-        // The session is still its owner's, unchanged.
-        let path = format!("{CHAT}/sessions/{session}");
-        let mine = ask(replica, Method::GET, &path, &Value::Null, &token("alice")).await;
-        assert_eq!((mine.status, &mine.body["message_count"]), (200, &json!(2)));
-        assert_eq!(mine.body["messages"][0]["user_id"], "alice");
+        things.are_unchanged(replica).await;
     }
     let page = page(&answers, refused);
     if std::env::var_os(WRITES_PAGE).is_some() {
         std::fs::write(PAGE, &page).expect("a page");
     }
     let written = std::fs::read_to_string(PAGE).unwrap_or_default();
-    assert!(page == written, "docs/ROUTES.md is out of date; {WRITES_PAGE}=1 writes it anew");
+    assert!(page == written, "docs/ROUTES.md is out of date; {WRITES_PAGE}=1 writes it again");
 }
 
 #[tokio::test]
@@ -400,7 +451,8 @@ async fn another_s_session_is_answered_as_one_that_never_was() {
     for (session, caller) in
         [(&alices, token("bob")), (&alices, String::new()), (&anonymous, token("bob"))]
     {
-        for (method, path, body) in routes(replica, session).await {
+        let things = Things { session: session.clone(), item: id(), response: id() };
+        for (method, path, body) in routes(replica, &things).await {
             if !path.contains("/sessions/") {
                 continue;
             }
@@ -425,7 +477,7 @@ async fn another_s_session_is_answered_as_one_that_never_was() {
     assert_eq!(socket.event().await["code"], "session_not_found");
     socket.say(&json!({"type": "cancel"})).await;
     assert_eq!(socket.event().await["code"], "session_not_found");
-    // What the owner does reaches no other socket of the session.
+    // An action of the owner reaches no other socket of the session.
     assert_eq!(chat(replica, &alices, &token("alice")).await.status, 200);
     socket.say(&json!({"type": "ping"})).await;
     assert_eq!(socket.event().await["type"], "pong");
@@ -688,7 +740,7 @@ async fn keys_are_rotated_with_one_fetch_in_ten_seconds_and_kept_while_the_issue
     let rotated = async || models(replica, &new.token("new", &alice)).await == ok();
     assert!(eventually(LIMIT, rotated).await, "{} fetches", issuer.fetches());
     assert_eq!(issuer.fetches(), 3);
-    // What the issuer has withdrawn is good no more.
+    // A key that the issuer has withdrawn is no longer valid.
     assert_eq!(models(replica, &old.token("old", &alice)).await.0, 401);
 }
 
@@ -853,7 +905,7 @@ async fn while_redis_is_away_an_api_key_gets_503_and_a_token_goes_on() {
     drop(redis);
     assert_eq!(models(&replica, key).await, (503, "store_unavailable".to_owned()));
     assert_eq!(models(&replica, &token("alice")).await, ok());
-    // What is no key costs no call of Redis.
+    // A text that is no key costs no call of Redis.
     assert_eq!(models(&replica, "sk-jarvis-guess").await.0, 401);
 }
 

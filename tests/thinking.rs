@@ -337,7 +337,7 @@ async fn taken_over(message: &str, kill_at: &str) {
     events.extend(watching.until("stream_end").await);
     let restarts: Vec<_> =
         events.iter().filter(|event| event["type"] == "stream_restart").collect();
-    assert_eq!(restarts.len(), 1, "it begins anew, once: {restarts:?}");
+    assert_eq!(restarts.len(), 1, "it starts again, once: {restarts:?}");
     assert_eq!(restarts[0]["from"], 0);
     let expected = Seen { reasoning: reasoning.clone(), answer: answer.clone() };
     assert_eq!(seen(&events), expected);

@@ -156,7 +156,7 @@ async fn what_is_no_result_no_tool_and_no_format_is_refused_and_leaves_nothing()
 }
 
 #[tokio::test]
-async fn a_structured_answer_of_a_killed_replica_begins_anew_and_is_whole() {
+async fn a_structured_answer_of_a_killed_replica_starts_again_and_is_whole() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "30"]);
     let replica = || jarvis(&redis.url(), &ollama.url, &[("JARVIS_LEASE_MS", "2000")]);

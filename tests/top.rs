@@ -284,7 +284,7 @@ async fn while_redis_is_away_it_says_so_and_goes_on_once_redis_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resized_terminal_is_drawn_anew() {
+async fn a_resized_terminal_is_drawn_again() {
     let fleet = Fleet::start(1, HOST, SETTINGS).await;
     let top = top_in(80, 24, &fleet.redis.url(), "");
     let ends_at = |lines: &[String], row: usize| {

@@ -30,7 +30,7 @@ fn traceparent(is_sampled: bool) -> String {
     format!("00-{TRACE}-{CLIENT_SPAN}-{:02x}", u8::from(is_sampled))
 }
 
-/// The settings of a replica whose spans go to this server over HTTP, soon.
+/// Returns the settings of a replica whose spans go to this server over HTTP, soon.
 fn to(url: &str) -> [(&str, &str); 2] {
     [("JARVIS_OTLP_URL", url), ("OTEL_BSP_SCHEDULE_DELAY", "20")]
 }
@@ -47,7 +47,7 @@ fn one<'a>(spans: &'a [Received], name: &str) -> &'a Received {
     found[0]
 }
 
-/// All texts of a span.
+/// Returns all texts of a span.
 fn texts(span: &Received) -> String {
     format!("{:?}", span.span)
 }

@@ -39,7 +39,7 @@ impl Fleet {
         stat(&self.ollama, "running").await == 1
     }
 
-    /// Whether turns have ended like this at a replica, so many.
+    /// Returns whether turns have ended like this at a replica, so many.
     async fn ended(&self, replica: usize, outcome: &str, turns: u64) -> bool {
         let line = format!("jarvis_turns_total{{outcome=\"{outcome}\"}} {turns}");
         metrics(&self.replicas[replica]).await.contains(&line)

@@ -8,8 +8,8 @@ use anyhow::Context;
 use crate::process::Program;
 use crate::programs;
 
-/// nginx, listening on `listen` and passing requests on to `replicas`, round robin. Its configuration
-/// and its log go to `folder`.
+/// Creates the program nginx, listening on `listen` and passing requests on to `replicas`, round robin. Its
+/// configuration and its log go to `folder`.
 ///
 /// # Errors
 /// Fails where the configuration cannot be written.

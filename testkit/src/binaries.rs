@@ -63,7 +63,7 @@ fn once_a_run(what: &str, names: &[&str]) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-/// The target folder and the profile's folder in it: a test is in `target/PROFILE/deps`.
+/// Returns the target folder and the profile's folder in it: a test is in `target/PROFILE/deps`.
 fn where_this_was_built() -> anyhow::Result<(PathBuf, String)> {
     let test = fs::canonicalize(std::env::current_exe()?)?;
     let mut folders = test.ancestors().skip(1);

@@ -13,7 +13,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// A temporary folder.
+    /// Creates a temporary folder.
     ///
     /// # Errors
     /// Fails where none can be made.
@@ -22,7 +22,7 @@ impl Folder {
         Ok(Self { path: dir.path().to_owned(), temporary: Some(dir) })
     }
 
-    /// A folder of the caller's, which stays. It is made where it is missing.
+    /// Opens a folder of the caller's, which stays. It is made where it is missing.
     ///
     /// # Errors
     /// Fails where it cannot be made.
@@ -32,7 +32,7 @@ impl Folder {
         Ok(Self { path, temporary: None })
     }
 
-    /// The path.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -31,7 +31,7 @@ impl Response {
         Ok(text)
     }
 
-    /// The body's lines as they come.
+    /// Returns the body's lines as they come.
     pub fn lines(self) -> impl Iterator<Item = std::io::Result<String>> {
         self.body.lines()
     }
@@ -75,7 +75,7 @@ pub fn send(
     Ok(Response { status, body: reader })
 }
 
-/// Whether this address answers a GET with success in time.
+/// Returns whether this address answers a GET with success in time.
 pub fn is_ok(url: &str, limit: Duration) -> bool {
     send("GET", url, None, limit).is_ok_and(|answer| (200..300).contains(&answer.status))
 }

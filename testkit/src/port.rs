@@ -45,13 +45,13 @@ impl Port {
         bail!("no port of {PORTS:?} is free; end what listens on them")
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn number(&self) -> u16 {
         self.number
     }
 }
 
-/// Whether a server could listen on this port of this address.
+/// Returns whether a server could listen on this port of this address.
 pub fn is_free(host: &str, port: u16) -> bool {
     TcpListener::bind((host, port)).is_ok()
 }

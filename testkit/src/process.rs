@@ -30,7 +30,7 @@ pub struct Program {
     pub path: PathBuf,
     /// Its arguments.
     pub arguments: Vec<String>,
-    /// Its environment, beside this process's own.
+    /// Its environment, in addition to this process's own.
     pub environment: Vec<(String, String)>,
     /// Variables of this process's environment that it does not get: those that begin with these.
     pub hidden: Vec<&'static str>,
@@ -44,7 +44,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// A program without arguments, whose log is in `folder`.
+    /// Creates a program without arguments, whose log is in `folder`.
     pub fn new(name: &str, path: impl Into<PathBuf>, folder: &Path) -> Self {
         Self {
             name: name.to_owned(),
@@ -346,8 +346,8 @@ fn pid_of(child: &Child) -> Option<Pid> {
     i32::try_from(child.id()).ok().and_then(Pid::from_raw)
 }
 
-/// A command that starts a program which gets this signal when its owner dies, but for the millisecond
-/// before setpriv has set it. Start it with [`spawn`].
+/// Returns a command that starts a program which gets this signal when its owner dies, but for the
+/// millisecond before setpriv has set it. Start it with [`spawn`].
 ///
 /// # Errors
 /// Fails where there is no such program.

@@ -11,18 +11,18 @@ use anyhow::Context;
 /// Folders of servers that are not on an ordinary user's PATH.
 const SERVER_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// The folder of the workspace.
+/// Returns the folder of the workspace.
 pub fn workspace() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// The folder of everything that is fetched, written or kept at run time; git ignores it.
+/// Returns the folder of everything that is fetched, written or kept at run time; git ignores it.
 pub fn run_folder() -> PathBuf {
     workspace().join(".run")
 }
 
-/// The folders that are searched, first to last.
+/// Returns the folders that are searched, first to last.
 fn search_folders() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::iter::once(run_folder().join("bin"))
@@ -31,7 +31,7 @@ fn search_folders() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The value of PATH under which a child process finds the same programs.
+/// Returns the value of PATH under which a child process finds the same programs.
 pub fn search_path() -> OsString {
     // A folder with a colon in its name cannot be in a PATH; then the PATH stays as it is.
     std::env::join_paths(search_folders())

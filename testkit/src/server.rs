@@ -35,14 +35,14 @@ pub struct Plan {
     pub address: Option<String>,
     /// Its arguments before `--listen`.
     pub arguments: Vec<String>,
-    /// Its environment, beside this process's own without the settings of jarvis and ollama-sim.
+    /// Its environment, in addition to this process's own without the settings of jarvis and ollama-sim.
     pub environment: Vec<(String, String)>,
     /// The folder of its log.
     pub folder: Folder,
 }
 
 impl Plan {
-    /// A replica of jarvis.
+    /// Creates a replica of jarvis.
     pub fn replica(binary: PathBuf, redis: &str, hosts: &str, folder: Folder) -> Self {
         let arguments = ["serve", "--ollama-urls", hosts];
         // It holds a password, which arguments must not.
@@ -57,7 +57,7 @@ impl Plan {
         }
     }
 
-    /// A model host: ollama-sim, scripted.
+    /// Creates a model host: ollama-sim, scripted.
     pub fn host(binary: PathBuf, arguments: &[&str], folder: Folder) -> Self {
         let arguments = ["--engine", "scripted"].iter().chain(arguments);
         Self {
@@ -130,7 +130,7 @@ impl Server {
         self.process.announced_address(START_LIMIT).map(drop)
     }
 
-    /// The address of a path for WebSockets.
+    /// Returns the address of a path for WebSockets.
     pub fn websocket(&self, path: &str) -> String {
         format!("{}{path}", self.url.replacen("http", "ws", 1))
     }

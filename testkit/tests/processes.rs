@@ -18,7 +18,7 @@ fn runs(id: u32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
-/// The number that the script prints.
+/// Returns the number that the script prints.
 fn printed_number(process: &Process) -> u32 {
     let mut number = None;
     let _ = eventually_blocking(LIMIT, || {

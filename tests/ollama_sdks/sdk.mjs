@@ -80,7 +80,7 @@ async function options(url) {
   const ask = (options) =>
     client(url).chat({
       model: MODEL, messages: question("[[tokens=30]] tell me"),
-      options: { temperature: 0, ...options },
+      options: { temperature: 0, seed: 1, ...options },
     });
   const text = (await ask({ num_ctx: 64 })).message.content;
   const word = text.split(/\s+/)[4];

@@ -1,7 +1,7 @@
 // OpenAI's own package for Node asks for responses, as its users do, of two replicas.
 //
 // Usage: sdk.mjs MODULES URL URL: runs every check at each replica in turn, and prints one JSON object a
-// line: {"check": its name}. What one replica begins, the other one continues.
+// line: {"check": its name}. The second replica continues the answers that the first one began.
 
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
@@ -164,6 +164,39 @@ async function tools(url) {
   assert.ok(next.output_text);
 }
 
+async function carried(url) {
+  // The items of a helper's response are sent again as they came, and the next question is answered.
+  const schema = {
+    type: "object", properties: { name: { type: "string" }, people: { type: "integer" } },
+    required: ["name", "people"], additionalProperties: false,
+  };
+  const format = { type: "json_schema", name: "city", strict: true, schema };
+  const tool = { type: "function", name: "weather", strict: true,
+    parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"],
+      additionalProperties: false } };
+  for (const [text, more] of [
+    ["[[tokens=5]] hi", {}], ["a city", { text: { format } }],
+    ["[[call=weather]] hi", { tools: [tool] }],
+  ]) {
+    const asked = { model: MODEL, input: text, ...more };
+    const { responses } = client(url);
+    for (const { output } of [
+      await responses.parse(asked), await responses.stream(asked).finalResponse(),
+    ]) {
+      const results = output.filter((item) => item.type === "function_call").map((call) => (
+        { type: "function_call_output", call_id: call.call_id, output: "sunny" }));
+      assert.equal(results.length, more.tools ? 1 : 0);
+      const input = [
+        { role: "user", content: text }, ...output, ...results,
+        { role: "user", content: "[[tokens=5]] and then?" },
+      ];
+      const next = await other(url).responses.create({ model: MODEL, input });
+      assert.equal(next.status, "completed");
+      assert.ok(next.output_text);
+    }
+  }
+}
+
 async function errors(url) {
   for (const [changed, kind, code] of [
     [{ model: "no" }, OpenAI.NotFoundError, "model_not_found"],
@@ -179,7 +212,7 @@ async function errors(url) {
 }
 
 for (const check of [whole, streamed, helper, background, cancel_and_delete, conversation, conversations,
-  json_schema, tools, errors]) {
+  json_schema, tools, carried, errors]) {
   for (const url of urls) await check(url);
   console.log(JSON.stringify({ check: check.name }));
 }

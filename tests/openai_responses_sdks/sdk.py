@@ -1,7 +1,7 @@
 """OpenAI's own package for Python asks for responses, as its users do, of two replicas.
 
 Usage: sdk.py URL URL: runs every check at each replica in turn, and prints one JSON object a line:
-{"check": its name}. What one replica begins, the other one continues.
+{"check": its name}. The second replica continues the answers that the first one began.
 """
 
 from __future__ import annotations
@@ -256,6 +256,26 @@ def strict_tools(url: str) -> None:
     assert failed.error.code == "server_error" and failed.error.type == "tool_call_invalid"
 
 
+def carried(url: str) -> None:
+    """The items of a helper's response are sent again as they came, and the next question is answered."""
+    tools: Any = [openai.pydantic_function_tool(Weather)]
+    for text, asked in [("[[tokens=5]] hi", {}), ("a city", {"text_format": City}),
+                        ("[[call=Weather]] hi", {"tools": tools})]:
+        first: Any = {"model": MODEL, "input": text, **asked}
+        responses = client(url).responses
+        with responses.stream(**first) as stream:
+            stream.until_done()
+            replies = [responses.parse(**first), stream.get_final_response()]
+        for reply in replies:
+            calls = [item for item in reply.output if item.type == "function_call"]
+            assert len(calls) == len(asked.get("tools", [])), reply
+            items: list[Any] = [{"role": "user", "content": text}, *reply.output]
+            items += [{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+                      for call in calls]
+            items.append({"role": "user", "content": "[[tokens=5]] and then?"})
+            assert other(url).responses.create(model=MODEL, input=items).output_text
+
+
 def errors(url: str) -> None:
     for changed, kind, code, param in [
         ({"model": "no"}, openai.NotFoundError, "model_not_found", "model"),
@@ -276,7 +296,8 @@ def errors(url: str) -> None:
 
 
 CHECKS = [whole, streamed, helper, asynchronous, background, cancel_and_delete, conversation,
-          conversations, tools_in_conversation, json_schema, tools, strict_tools, errors]
+          conversations, tools_in_conversation, json_schema, tools, strict_tools, carried,
+          errors]
 
 URLS = sys.argv[1:]
 run(CHECKS, URLS)

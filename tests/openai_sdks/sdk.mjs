@@ -154,6 +154,42 @@ async function strict_tools(url) {
   }
 }
 
+async function carried(url) {
+  // The message of a helper is sent again as it came, and the next question is answered.
+  const { completions } = client(url).chat;
+  const schema = {
+    type: "object", properties: { name: { type: "string" }, people: { type: "integer" } },
+    required: ["name", "people"], additionalProperties: false,
+  };
+  const city = { type: "json_schema", json_schema: { name: "city", strict: true, schema } };
+  const parameters = {
+    type: "object", properties: { city: { type: "string" } }, required: ["city"],
+    additionalProperties: false,
+  };
+  const tool = { type: "function", function: { name: "weather", strict: true, parameters } };
+  for (const [text, more] of [
+    ["[[tokens=5]] hi", {}], ["a city", { response_format: city }],
+    ["[[call=weather]] hi", { tools: [tool] }],
+  ]) {
+    const asked = { model: MODEL, messages: question(text), ...more };
+    const replies = [
+      await completions.parse(asked), await completions.stream(asked).finalChatCompletion(),
+    ];
+    for (const { message } of replies.map((reply) => reply.choices[0])) {
+      const results = (message.tool_calls ?? []).map((call) => (
+        { role: "tool", tool_call_id: call.id, content: "sunny" }));
+      assert.equal(results.length, more.tools ? 1 : 0);
+      const messages = [
+        ...question(text), message, ...results, ...question("[[tokens=5]] and then?"),
+      ];
+      const next = await completions.create({ model: MODEL, messages });
+      assert.ok(next.choices[0].message.content);
+      const streamed = await completions.stream({ ...asked, messages }).finalChatCompletion();
+      assert.ok(streamed.choices[0].message.content);
+    }
+  }
+}
+
 async function embedded(url) {
   // The package requests base64 unless it is told otherwise, and decodes it.
   const asked = { model: MODEL, input: ["one", "two"] };
@@ -231,8 +267,8 @@ async function leaves(url) {
   await whole(url);
 }
 
-const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools, strict_tools, images, embedded,
-  errors, rate_limit, leaves];
+const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools, strict_tools,
+  carried, images, embedded, errors, rate_limit, leaves];
 
 if (mode === "read") {
   const [text, url] = rest;

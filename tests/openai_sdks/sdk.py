@@ -175,6 +175,25 @@ def strict_tools(url: str) -> None:
            lambda: client(url).chat.completions.create(model=MODEL, messages=named))
 
 
+def carried(url: str) -> None:
+    """The message of a helper is sent again as it came, and the next question is answered."""
+    completions = client(url).chat.completions
+    for text, asked in [("[[tokens=5]] hi", {}), ("a city", {"response_format": City}),
+                        ("[[call=Weather]] hi", {"tools": [openai.pydantic_function_tool(Weather)]})]:
+        first: Any = {"model": MODEL, "messages": question(text), **asked}
+        with completions.stream(**first) as stream:
+            replies = [completions.parse(**first), stream.get_final_completion()]
+        for message in [reply.choices[0].message for reply in replies]:
+            messages: list[Any] = [*question(text), message]
+            for call in message.tool_calls or []:
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": "sunny"})
+            assert (len(messages) == 3) == ("tools" in asked), messages
+            messages += question("[[tokens=5]] and then?")
+            assert completions.create(model=MODEL, messages=messages).choices[0].message.content
+            with completions.stream(**{**first, "messages": messages}) as stream:
+                assert stream.get_final_completion().choices[0].message.content
+
+
 def embedded(url: str) -> None:
     asked: Any = {"model": MODEL, "input": ["one", "two"]}
     # The package requests base64 unless it is told otherwise, and decodes it after it has validated
@@ -279,7 +298,7 @@ def error_in_a_stream(url: str) -> None:
 
 
 CHECKS = [models, whole, streamed, helper, asynchronous, stop_and_limit, seed, conversation,
-          json_schema, tools, strict_tools, images, embedded, errors, rate_limit, error_in_a_stream]
+          json_schema, tools, strict_tools, carried, images, embedded, errors, rate_limit, error_in_a_stream]
 
 
 def read(key: str, text: str, url: str) -> None:

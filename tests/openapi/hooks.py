@@ -1,9 +1,61 @@
-"""What an OpenAPI document cannot say about the API."""
+"""The rules of the API that an OpenAPI document cannot express."""
 
+import collections
+import itertools
+import json
+import os
 import uuid
 
 import schemathesis
 from schemathesis import GenerationMode
+
+# Things of the caller that exist.
+THINGS = json.loads(os.environ["THINGS"])
+_cases = collections.defaultdict(itertools.count)
+
+
+def _with_things(case):
+    """Names things that exist in every second request of an operation, and in the others things that do not:
+    schemathesis itself may name some of another kind, as it reads them in replies."""
+    number = next(_cases[case.method, case.path])
+    is_real = number % 2 == 0
+    names = case.path_parameters or {}
+    query = case.query or {}
+    of_body = case.body if isinstance(case.body, dict) else {}
+    for name in names:
+        of_kind = THINGS.get(name)
+        if not of_kind:
+            continue
+        if not is_real:
+            names[name] = _never(of_kind[0])
+        elif case.method != "DELETE":
+            names[name] = of_kind[0]
+        elif len(of_kind) > 1:
+            # The first one stays.
+            names[name] = of_kind.pop()
+        else:
+            names[name] = _never(of_kind[0])
+    if "generation_id" in query and "session_id" in names:
+        query["generation_id"] = THINGS["generation"]
+    # No item and no event has such an id, and a response that has ended has no such number.
+    for name in ["after", "cursor", "starting_after"]:
+        query.pop(name, None)
+    if "session_id" in of_body:
+        of_body["session_id"] = THINGS["session_id"][0] if is_real else str(uuid.uuid4())
+    if "message_id" in of_body and "session_id" in names:
+        of_body["message_id"] = THINGS["question" if case.path.endswith("/edit") else "answer"]
+    if case.path == "/v1/responses" and of_body:
+        # A turn of a conversation, or one that goes on with a response, or neither.
+        if number % 3 == 1:
+            of_body["previous_response_id"] = THINGS["response_id"][0]
+        elif number % 3 == 2:
+            of_body["conversation"] = THINGS["conversation_id"][0]
+
+
+def _never(thing):
+    """Returns an id of the same form that nothing has."""
+    start, separator, _ = thing.rpartition("_")
+    return start + separator + uuid.uuid4().hex if separator else str(uuid.uuid4())
 
 
 def _consistent(body):
@@ -95,6 +147,8 @@ def map_case(context, case):
     if is_valid and case.path == "/v1/responses/{response_id}" and case.query:
         if "starting_after" in case.query:
             case.query["stream"] = "true"
+    if is_valid:
+        _with_things(case)
     if is_valid and case.path == "/api/chat" and isinstance(case.body, dict):
         messages = (case.body.get("messages") or [])[:999]
         if messages and messages[-1]["role"] == "assistant":

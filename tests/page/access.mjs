@@ -1,4 +1,4 @@
-// What axe finds in the page, in both themes, wide and at 320 pixels; and that nothing is wider.
+// The findings of axe in the page, in both themes, wide and at 320 pixels; and that nothing is wider.
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { readFileSync } from "node:fs";
@@ -30,7 +30,10 @@ const PIXEL = Buffer.from(
   "base64",
 );
 
-/** What comes up more rarely: alternatives, a formula, an editor, images, a refusal, a menu, an account. */
+/**
+ * The parts that come up more rarely: alternatives, a formula, an editor, images, a refusal, a menu, an
+ * account.
+ */
 async function more(page, where) {
   const toList = async () => {
     const menu = page.locator("#menu");

@@ -69,7 +69,7 @@ await run(async (context) => {
   await both([say("first"), say("third")], "third", ["1 / 2", "1 / 2", "2 / 2"]);
   report({ check: "edited again" });
 
-  // An answer that failed is generated again; its question is not asked anew.
+  // An answer that failed is generated again; its question is not asked again.
   const fails = "[[rate=400 fault=status@400 say]]fourth";
   await ask(one, fails);
   await one.getByRole("button", { name: "Ask again" }).click();

@@ -1,4 +1,4 @@
-// What the scripts share: a browser, a page of the service, and words for the test that runs them.
+// The shared parts of the scripts: a browser, a page of the service, and words for the test that runs them.
 
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
@@ -29,7 +29,7 @@ export function same(got, wanted, what) {
   let at = 0;
   while (got?.[at] === wanted?.[at]) at += 1;
   const part = (text) => JSON.stringify(String(text).slice(Math.max(0, at - 20), at + 40));
-  throw new Error(`${what}: at ${at} ${part(got)} in place of ${part(wanted)}`);
+  throw new Error(`${what}: at ${at} ${part(got)} instead of ${part(wanted)}`);
 }
 
 /** Runs `script` with a browser, and ends with its outcome. An error of the page is a failure. */

@@ -1,4 +1,4 @@
-// What is written and not sent, in two tabs and over reloads; and what two tabs keep together.
+// Texts that are written and not sent, in two tabs and over reloads; and data that two tabs keep together.
 import { ask, base, check, connected, open, run, same, session, stored, report, until } from "./browser.mjs";
 import { eventually, steer, takeDown } from "./socket.mjs";
 
@@ -47,7 +47,7 @@ await run(async (context) => {
     report({ check: "two tabs" });
   }
   {
-    // What is written in the place of a question.
+    // A text that is written instead of a question.
     await page.getByTitle("Edit the question").last().click();
     await page.fill(".editor textarea", "half an edit");
     await page.reload();
@@ -122,7 +122,7 @@ await run(async (context) => {
     const cancel = new URL(`/api/v1/chat/sessions/${session(other)}/cancel`, base);
     const reply = await fetch(cancel, { method: "POST", body: JSON.stringify({ generation_id: generation }) });
     check(reply.ok, await reply.text());
-    // What was missed is not stored any more, and a snapshot takes its place.
+    // The missed events are not stored any more, and a snapshot takes their place.
     let isReplaced = false;
     wire.down = (event, pass, { inject }) => {
       if (event.type === "connection" && !isReplaced) {

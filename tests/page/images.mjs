@@ -1,6 +1,7 @@
-// Images: by the field for files and by paste, sent, answered, and shown again by their number.
+// Images: by the field for files and by paste, sent, answered, and shown again after a reload.
 import { createHash } from "node:crypto";
-import { ask, check, open, rest, run, same, shown, report, until } from "./browser.mjs";
+import { ask, check, open, report, rest, run, same, shown, until } from "./browser.mjs";
+import { eventually } from "./socket.mjs";
 
 const [seeing, blind] = rest;
 const PIXEL = Buffer.from(
@@ -52,7 +53,12 @@ await run(async (context) => {
 
   await page.reload();
   await until(page, "complete");
-  same(await page.textContent(".question .pictures"), "2 images", "after a reload");
+  const isShown = async () => {
+    const images = page.locator(".question .pictures img");
+    if ((await images.count()) !== 2) return false;
+    return images.evaluateAll((all) => all.every((it) => it.complete && it.naturalWidth > 0));
+  };
+  await eventually(page, isShown, "both images are shown after a reload");
   await ask(page, "[[images]] and now?");
   await until(page, "complete", 2);
   check((await shown(page)).startsWith("2 images: "), "they are a part of what follows");

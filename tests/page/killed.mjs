@@ -19,5 +19,7 @@ await run(async (context) => {
   check(messages.length === 2 && (await page.locator("article").count()) === 2, "one question, one answer");
   check(await page.evaluate(() => window.isSamePage === true), "the page was loaded again");
   check(messages.at(-1).content.trim().endsWith("300"), messages.at(-1).content);
+  const facts = await page.textContent(".answer .facts");
+  check(facts.includes("continued after an interruption"), `the facts are ${facts}`);
   report({ noticed, back });
 });

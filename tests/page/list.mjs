@@ -47,13 +47,23 @@ await run(async (context) => {
   await page.reload();
   await connected(page);
   await lists(page, { Pinned: ["apples"], Today: ["plums"] });
-  const marks = async (id) => {
+  const flags = async (id) => {
     const { pinned, archived } = await (await fetch(new URL(`/api/v1/chat/sessions/${id}`, page.url()))).json();
     return JSON.stringify({ pinned, archived });
   };
-  same(await marks(ids[0]), '{"pinned":true,"archived":false}', "the marks of the first");
-  same(await marks(ids[1]), '{"pinned":false,"archived":true}', "the marks of the second");
-  report({ check: "marks" });
+  same(await flags(ids[0]), '{"pinned":true,"archived":false}', "the flags of the first");
+  same(await flags(ids[1]), '{"pinned":false,"archived":true}', "the flags of the second");
+  report({ check: "flags" });
+
+  // The link of a conversation is copied, and opens it at another device.
+  await context.grantPermissions(["clipboard-read", "clipboard-write"]);
+  await choose(page, "apples", "Copy link");
+  const link = await page.evaluate(() => navigator.clipboard.readText());
+  const elsewhere = await open(await context.browser().newContext(), link);
+  await until(elsewhere, "complete");
+  same(session(elsewhere), ids[0], "the conversation of the link");
+  await elsewhere.context().close();
+  report({ check: "link" });
 
   await page.getByRole("button", { name: "Archived (1)" }).click();
   await lists(page, { Pinned: ["apples"], Today: ["plums"], Archived: ["pears"] });

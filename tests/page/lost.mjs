@@ -1,4 +1,4 @@
-// What the page asked for and did not get: it is asked for again, and what comes late harms nothing.
+// Requests of the page without a reply: they are sent again, and a late reply harms nothing.
 import { ask, base, check, connected, open, run, same, session, shown, stored, report, until } from "./browser.mjs";
 import { eventually, steer, takeDown } from "./socket.mjs";
 
@@ -63,7 +63,7 @@ await run(async (context) => {
     await eventually(other, async () => (await other.textContent(".siblings .place")) === "1 / 2", "1 / 2");
     check(isCut && wire.connections === 2, "the connection was cut");
 
-    // What is clicked while there is no connection is done when there is one.
+    // A click while there is no connection is carried out when there is one.
     wire.down = undefined;
     takeDown(wire);
     await other.waitForFunction(() => !document.querySelector(".light").matches(".open"));

@@ -1,4 +1,4 @@
-// An answer that begins anew, and a cursor that cannot be resumed.
+// An answer that starts again, and a cursor that cannot be resumed.
 import { ask, base, check, connected, open, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
 
 const [other] = rest;
@@ -8,7 +8,7 @@ await run(async (context) => {
   await page.evaluate(() => localStorage.setItem("jarvis.settings", '{"model":"thinker","think":"high"}'));
   await page.reload();
   await connected(page);
-  // What was shown is taken back: the length of the answer falls once.
+  // The shown text is taken back: the length of the answer falls once.
   await page.evaluate(() => {
     window.fell = 0;
     let last = 0;
@@ -25,7 +25,7 @@ await run(async (context) => {
   same(await page.textContent(".thought"), answer.thinking, "the reasoning");
   check((await page.getAttribute("details.reasoning", "open")) === null, "the reasoning is folded");
   check((await page.evaluate(() => window.fell)) >= 1, "the answer was taken back");
-  await page.getByText("begun anew after an interruption").waitFor();
+  await page.getByText("started again after an interruption").waitFor();
   const live = await page.innerHTML(".prose");
   await page.reload();
   await until(page, "complete");
@@ -47,7 +47,7 @@ await run(async (context) => {
   const asked = await page.locator(".asked").allTextContents();
   check(asked.length === 25 && new Set(asked).size === 25, `${asked.length} questions`);
   check((await page.locator(".answer.complete").count()) === 25, "an answer to each");
-  // What is older is read page by page, to the first question.
+  // Older messages are read page by page, to the first question.
   const older = page.getByRole("button", { name: "Earlier messages" });
   while ((await older.count()) > 0) {
     const before = await page.locator("article").count();

@@ -1,4 +1,4 @@
-// What a user chooses reaches the model; what a user copies and drops arrives; and nothing moves unasked.
+// The choices of a user reach the model; copied and dropped files arrive; and nothing moves unasked.
 import { ask, base, check, connected, open, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
 import { eventually } from "./socket.mjs";
 

@@ -1,4 +1,5 @@
-// Who signs in does not go on in a conversation that is not theirs, and who signs out leaves nothing behind.
+// A user who signs in does not go on in another's conversation, and a user who signs out leaves nothing
+// behind.
 import { ask, base, check, open, rest, run, same, session, stored, report, until } from "./browser.mjs";
 import { eventually, steer, takeDown } from "./socket.mjs";
 

@@ -1,4 +1,4 @@
-// What a user does beside asking: stop, drafts, errors, the list, and XSS that stays text.
+// The actions of a user in addition to asking: stop, drafts, errors, the list, and XSS that stays text.
 import { ask, base, check, connected, open, run, same, session, shown, stored, report, until } from "./browser.mjs";
 
 await run(async (context) => {
@@ -68,7 +68,7 @@ await run(async (context) => {
   check((await page.locator(".entries li").count()) === 0, "the search finds nothing");
   await page.fill('input[type="search"]', "BETTER");
   check((await page.locator(".entries li").count()) === 1, "the search finds the title");
-  await openMenu(4);
+  await openMenu(5);
   await page.waitForSelector(".danger");
   await page.keyboard.press("Enter");
   await page.waitForFunction(() => document.querySelectorAll(".entries li").length === 0);

@@ -199,7 +199,7 @@ impl Socket {
     }
 
     async fn raw(&mut self) -> Message {
-        // Pings come for ever.
+        // Pings come forever.
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
             let next = tokio::time::timeout_at(deadline, self.0.next());

@@ -49,12 +49,12 @@ impl Received {
         &self.span.name
     }
 
-    /// An attribute as text; empty where there is none.
+    /// Returns an attribute as text; empty where there is none.
     pub fn text(&self, key: &str) -> String {
         attributes(&self.span.attributes).remove(key).unwrap_or_default()
     }
 
-    /// The spans that this one is linked to.
+    /// Returns the spans that this one is linked to.
     pub fn links(&self) -> Vec<(String, String)> {
         let links = self.span.links.iter();
         links.map(|link| (hex(&link.trace_id), hex(&link.span_id))).collect()

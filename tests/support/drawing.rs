@@ -25,7 +25,7 @@ fill:var(--text);white-space:pre}\
 .bold{font-weight:600}.dim{opacity:.6}.title{font-family:system-ui,sans-serif;opacity:.7}\
 .c1{fill:var(--red)}.c2{fill:var(--green)}.c3{fill:var(--yellow)}.c6{fill:var(--cyan)}";
 
-/// What one terminal showed over a time.
+/// The pictures of one terminal over a time.
 pub struct Film {
     pub title: String,
     pub columns: usize,

@@ -20,7 +20,7 @@ use super::tokens::{base64url, claims, signed};
 /// The audience of the service in the tests.
 pub const AUDIENCE: &str = "jarvis-tests";
 
-/// What the issuer answers.
+/// The answer of the issuer.
 #[derive(Clone)]
 pub enum Answer {
     Keys(Vec<Value>),
@@ -102,7 +102,7 @@ pub enum Key {
 }
 
 impl Key {
-    /// The RSA key of the tests, as one cannot be made here.
+    /// Returns the RSA key of the tests, as one cannot be made here.
     pub fn rsa() -> Self {
         let key = include_bytes!("issuer_rsa.der");
         Self::Rsa(RsaKeyPair::from_der(key).expect("a key"))
@@ -119,7 +119,7 @@ impl Key {
         Self::Ed25519(Ed25519KeyPair::from_pkcs8(key.as_ref()).expect("a key"))
     }
 
-    /// The public half, as a JSON Web Key with this identifier.
+    /// Returns the public half, as a JSON Web Key with this identifier.
     pub fn public(&self, id: &str) -> Value {
         let mut key = match self {
             Self::Rsa(key) => {
@@ -140,7 +140,7 @@ impl Key {
         key
     }
 
-    /// The algorithm of the key.
+    /// Returns the algorithm of the key.
     pub fn algorithm(&self) -> &'static str {
         match self {
             Self::Rsa(_) => "RS256",

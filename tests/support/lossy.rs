@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 /// A proxy before a Redis. It carries the first call of one function to Redis, and closes the
-/// connection in place of the reply. It ends with the value.
+/// connection instead of the reply. It ends with the value.
 pub struct ReplyLoser {
     pub url: String,
     was_lost: Arc<AtomicBool>,

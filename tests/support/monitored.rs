@@ -17,6 +17,8 @@ pub struct Monitored {
     pub replicas: Vec<Process>,
     pub hosts: Vec<Process>,
     pub redis: RedisServer,
+    /// The addresses of the replicas for operators.
+    pub targets: Vec<String>,
     _ports: Vec<Port>,
 }
 
@@ -39,7 +41,7 @@ impl Monitored {
             until_ok(replica, "/health/ready").await;
         }
         let prometheus = Prometheus::start(&targets, rules).await;
-        Self { prometheus, replicas, hosts, redis, _ports: ports }
+        Self { prometheus, replicas, hosts, redis, targets, _ports: ports }
     }
 }
 
@@ -48,7 +50,7 @@ impl Monitored {
 pub struct Load(JoinHandle<()>);
 
 impl Load {
-    /// Begins.
+    /// Begins to monitor a replica.
     pub fn begin(replica: &Process) -> Self {
         let (url, socket) = (replica.url.clone(), replica.websocket("/ws"));
         Self(tokio::spawn(async move {

@@ -1,6 +1,6 @@
 //! A real nginx in front of replicas, on a port of its own, killed with the test.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use testkit::folder::Folder;
 use testkit::{Port, Program, balancer, eventually, programs};
@@ -20,7 +20,7 @@ pub struct Nginx {
     pub behind_a_proxy: String,
 }
 
-/// What nginx does with a replica after a failure.
+/// The treatment of a replica by nginx after a failure.
 #[derive(Clone, Copy)]
 enum Failures {
     /// One failure takes it out of use, as is the default of nginx.
@@ -72,6 +72,26 @@ impl Nginx {
         let place = self.folder.path().join("client_body");
         std::fs::remove_dir_all(&place).expect("the folder of bodies");
         std::fs::write(&place, "").expect("a file in its place");
+    }
+
+    /// Returns the bytes of all bodies that it keeps in files. They have no name, only descriptors.
+    pub fn bytes_of_bodies(&self) -> u64 {
+        let id = self.process.id().expect("nginx runs");
+        let workers = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        let workers = workers.expect("the workers of nginx");
+        let files = workers.split_whitespace().flat_map(|worker| {
+            std::fs::read_dir(format!("/proc/{worker}/fd"))
+                .expect("the files of a worker")
+                .flatten()
+        });
+        let bodies = self.folder.path().join("client_body");
+        let is_body = |file: &PathBuf| {
+            std::fs::read_link(file).is_ok_and(|target| target.starts_with(&bodies))
+        };
+        // A file may be closed meanwhile.
+        let sizes =
+            files.map(|file| file.path()).filter(is_body).filter_map(|file| file.metadata().ok());
+        sizes.map(|metadata| metadata.len()).sum()
     }
 
     /// Returns its log of errors.

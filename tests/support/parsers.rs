@@ -17,9 +17,9 @@ use jarvis::api::native::wire::{self, ClientMessage, parse_client_message};
 use jarvis::api::ollama::Shape;
 use jarvis::api::ollama::fields::RawJsonObject;
 use jarvis::api::ollama::request::{AskedModel, Task};
-use jarvis::api::openai::ResponseRequest;
 use jarvis::api::openai::embeddings::Embedding;
 use jarvis::api::openai::request::ChatCompletion;
+use jarvis::api::openai::{ConversationRequest, ResponseRequest};
 use jarvis::config::IssuerOptions;
 use jarvis::http::extract::caller::{ClientAddress, TrustedProxies};
 use jarvis::http::extract::object::Object;
@@ -102,6 +102,30 @@ pub fn response_body(bytes: &[u8]) {
         }
         Err(error) => {
             assert!(error.loc.len() == 2 && !error.msg.is_empty() && !error.kind.is_empty());
+        }
+    }
+}
+
+/// Any bytes are each of the requests about a conversation within its bounds, or an error that names its
+/// parameter.
+pub fn conversation_body(bytes: &[u8]) {
+    let Ok(object) = Object::parse(bytes) else { return };
+    for read in [
+        ConversationRequest::of_create,
+        ConversationRequest::of_update,
+        ConversationRequest::of_items,
+    ] {
+        match read(&object, bytes) {
+            Ok(ConversationRequest { metadata, items }) => {
+                assert!(items.len() <= 20 && metadata.len() <= 16);
+                for (name, value) in metadata {
+                    let value = value.as_str().expect("a text");
+                    assert!(name.chars().count() <= 64 && value.chars().count() <= 512);
+                }
+            }
+            Err(error) => {
+                assert!(error.loc.len() == 2 && !error.msg.is_empty() && !error.kind.is_empty());
+            }
         }
     }
 }

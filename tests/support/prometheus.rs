@@ -1,7 +1,9 @@
 //! A real Prometheus that scrapes replicas.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,6 +13,17 @@ use testkit::{Port, Process, Program, eventually};
 
 use super::client::http;
 use super::process::LIMIT;
+
+/// Returns what `promtool check metrics` says about an exposition.
+pub fn checked_metrics(text: &str) -> String {
+    let promtool = find("promtool").expect("promtool: `make test` unpacks Debian's");
+    let mut command = Command::new(promtool);
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut check = command.stdout(Stdio::piped()).spawn().expect("promtool");
+    check.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
+    let output = check.wait_with_output().expect("promtool");
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned()
+}
 
 /// A Prometheus, which is killed with the test.
 pub struct Prometheus {

@@ -31,7 +31,7 @@ const BLANK: Character = Character {
     look: CharacterStyle { colour: None, is_bold: false, is_dim: false },
 };
 
-/// What a terminal shows.
+/// The picture of a terminal.
 #[derive(Clone, Debug)]
 pub struct TerminalScreen {
     pub rows: Vec<Vec<Character>>,
@@ -64,7 +64,7 @@ impl TerminalScreen {
         self.rows.iter().map(|row| text(row).trim_end().to_owned()).collect()
     }
 
-    /// Whether a program shows a picture of its own in place of the lines that were there.
+    /// Returns whether a program shows a picture of its own instead of the lines that were there.
     pub fn is_alternate(&self) -> bool {
         self.main.is_some()
     }

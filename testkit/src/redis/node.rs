@@ -185,19 +185,19 @@ impl RedisServer {
         }
     }
 
-    /// The address for jarvis, with the user that operators give it.
+    /// Returns the address for jarvis, with the user that operators give it.
     pub fn url(&self) -> String {
         self.url_as(&credentials())
     }
 
-    /// The address with other credentials, as `user:password` or `:password`; without any, of the
+    /// Returns the address with other credentials, as `user:password` or `:password`; without any, of the
     /// default user, which may do everything.
     pub fn url_as(&self, credentials: &str) -> String {
         let at = if credentials.is_empty() { "" } else { "@" };
         format!("redis://{credentials}{at}127.0.0.1:{}", self.port())
     }
 
-    /// The path of a file with the address for jarvis: arguments hold no password.
+    /// Returns the path of a file with the address for jarvis: arguments hold no password.
     ///
     /// # Panics
     /// Panics where it cannot be written.
@@ -207,12 +207,12 @@ impl RedisServer {
         path.display().to_string()
     }
 
-    /// The port.
+    /// Returns the port.
     pub fn port(&self) -> u16 {
         self.port.number()
     }
 
-    /// The folder of the data and the log.
+    /// Returns the folder of the data and the log.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -290,12 +290,12 @@ impl Deref for RedisServer {
     }
 }
 
-/// The credentials of the user of replicas in a URL.
+/// Returns the credentials of the user of replicas in a URL.
 pub(super) fn credentials() -> String {
     format!("{USER}:{PASSWORD}")
 }
 
-/// The file of users with the passwords of the tests.
+/// Returns the file of users with the passwords of the tests.
 fn acl_of_tests(users: Users) -> anyhow::Result<String> {
     let installed = std::fs::read_to_string(workspace().join(ACL_FILE)).context(ACL_FILE)?;
     let installed = installed.replace(ACL_PASSWORD, PASSWORD);

@@ -36,7 +36,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// The reply as one text; empty where it is a list or nothing.
+    /// Returns the reply as one text; empty where it is a list or nothing.
     pub fn text(&self) -> String {
         match self {
             Self::Text(text) | Self::Error(text) => text.clone(),
@@ -45,7 +45,7 @@ impl Reply {
         }
     }
 
-    /// The texts of a list; empty where the reply is none.
+    /// Returns the texts of a list; empty where the reply is none.
     pub fn texts(&self) -> Vec<String> {
         match self {
             Self::List(parts) => parts.iter().map(Self::text).collect(),

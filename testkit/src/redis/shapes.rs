@@ -29,13 +29,13 @@ impl RedisCluster {
         Self { redis: redis.unwrap_or_else(|error| panic!("{error:#}")) }
     }
 
-    /// The address for jarvis: that of one node.
+    /// Returns the address for jarvis: that of one node.
     pub fn url(&self) -> String {
         let (user, port) = (credentials(), self.redis.nodes()[0].port());
         format!("redis-cluster://{user}@127.0.0.1:{port}")
     }
 
-    /// The primary that has a key, and the port of its Redis replica.
+    /// Returns the primary that has a key, and the port of its Redis replica.
     ///
     /// # Panics
     /// Panics where the cluster does not answer.
@@ -87,7 +87,7 @@ impl RedisSentinels {
         Self { primary, replica, redis }
     }
 
-    /// The address for jarvis.
+    /// Returns the address for jarvis.
     pub fn url(&self) -> String {
         self.redis.url()
     }

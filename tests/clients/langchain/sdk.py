@@ -90,7 +90,7 @@ def refused(param: str, call: Any) -> None:
 
 
 def openai_choices(url: str) -> None:
-    """What the package sends of its user's choices about tools and authors."""
+    """Checks how the package sends its user's choices about tools and authors."""
     chat = openai(url)
     strict = chat.bind_tools([weather], strict=True)
     assert strict.invoke("[[call=weather]] how is it?").tool_calls[0]["args"] == {"city": "word"}
