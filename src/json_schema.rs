@@ -468,7 +468,7 @@ mod tests {
             (json!({"items": [1]}), value("a schema")),
             (json!({"$ref": "#/$defs/a"}), SchemaFault::Reference("#/$defs/a".to_owned())),
             (json!({"$ref": "https://a"}), SchemaFault::Reference("https://a".to_owned())),
-            // What is there holds no schema, and is not checked.
+            // The values there hold no schema, and are not checked.
             (
                 json!({"$ref": "#/default", "default": {"pattern": "^a"}}),
                 SchemaFault::Reference("#/default".to_owned()),

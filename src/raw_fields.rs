@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Fields of an object, at most: of another object, each costs memory beside its text.
+/// Fields of an object, at most: of another object, each costs memory in addition to its text.
 pub const FIELDS: usize = 1024;
 
 /// The fields of an object: each value is checked to be JSON, and not parsed.

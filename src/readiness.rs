@@ -74,7 +74,7 @@ impl Readiness {
     }
 
     /// Returns a short reason why no turn can be taken with Redis now; none where a turn can. A
-    /// replica may be ready all the same, for a while.
+    /// replica may nevertheless be ready for a while.
     pub fn redis_trouble(&self) -> Option<String> {
         self.redis.borrow().trouble().map(str::to_owned)
     }

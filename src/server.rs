@@ -229,7 +229,7 @@ impl Server {
                 http_2: false,
                 ..limits
             };
-            // Whoever scrapes is one address, or a few.
+            // The scrapers have one address, or a few.
             let of_addresses = AddressConnections::new(ADMIN_CONNECTIONS, proxies.clone());
             let room = room.clone();
             let serving =

@@ -25,7 +25,7 @@ const SEPARATOR: char = '.';
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Source(pub String);
 
-/// What has a share of something that a replica counts in memory: a network or a user, by a digest as a
+/// The holder of a share of something that a replica counts in memory: a network or a user, by a digest as a
 /// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ShareKey(u64);
@@ -79,8 +79,8 @@ impl SourceKey {
         self.0.is_agreed.store(true, Ordering::Release);
     }
 
-    /// Returns whether all replicas have this key. What is counted by another one is counted for
-    /// nobody.
+    /// Returns whether all replicas have this key. An amount that is counted by another one is counted
+    /// for nobody.
     pub fn is_agreed(&self) -> bool {
         self.0.is_agreed.load(Ordering::Acquire)
     }

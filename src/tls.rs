@@ -10,7 +10,7 @@ use rustls::{ClientConfig, RootCertStore};
 /// The certificates of connections to servers of one kind.
 #[derive(Clone, Debug, Default)]
 pub struct TlsOptions {
-    /// The authorities that are trusted in place of the system's.
+    /// The authorities that are trusted instead of the system's.
     pub authorities: Option<Authorities>,
     /// The certificate that is shown to the server.
     pub identity: Option<ClientIdentity>,

@@ -27,8 +27,8 @@ use crate::session::store::Evicted;
 use crate::session::{Owner, SessionId, Store, StoreError};
 use crate::telemetry::metric;
 
-/// The bytes that a session takes besides its text: its keys, the fields of its hash, and its entries in the
-/// indexes. `MEMORY USAGE` of the keys of a session with one short turn, rounded up.
+/// The bytes that a session takes in addition to its text: its keys, the fields of its hash, and its entries
+/// in the indexes. `MEMORY USAGE` of the keys of a session with one short turn, rounded up.
 const SESSION_BYTES: u64 = 4096;
 /// The smallest memory of Redis that is shared out, in bytes: one with less is full without any session,
 /// and says that itself.
@@ -184,8 +184,8 @@ impl Budget {
             .text("bytes_limit", limit(self.limits.caller_bytes))
             .text("total_limit", self.anonymous_limit());
         let budget = self.clone();
-        // A task of its own, because a request may be dropped, and what the call names is to be removed
-        // all the same.
+        // A task of its own, because a request may be dropped, and what the call names is to be
+        // removed nevertheless.
         let asked = async move {
             let reply = budget.store.redis().call::<Value>(call).await.ok()?;
             let Some((verdict, listed, token, work)) = parse_room(reply) else {
@@ -210,8 +210,8 @@ impl Budget {
     }
 
     /// Takes back what a call listed and reserved for a user in a session that turned out to be none of
-    /// that user's. What another call reserved, or listed since, stays. A failure is only logged: the
-    /// reservation ends by itself, and the entry goes when the list is read.
+    /// that user's. Bytes and entries that another call reserved, or listed since, stay. A failure is only
+    /// logged: the reservation ends by itself, and the entry goes when the list is read.
     pub async fn withdraw(&self, owner: &Owner, session: SessionId, grant: RoomGrant) {
         let call = call("jarvis_budget_withdraw_1")
             .text("session", session)
@@ -329,8 +329,8 @@ impl Budget {
     }
 }
 
-/// The entry and the bytes that a call reserved, for [`Budget::withdraw`]. Of a caller that is not signed in, and
-/// while Redis does not reply, that is nothing.
+/// The entry and the bytes that a call reserved, for [`Budget::withdraw`]. Of a caller that is not signed in,
+/// and while Redis does not reply, that is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RoomGrant {
     /// The use of the room.

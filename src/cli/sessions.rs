@@ -81,13 +81,13 @@ fn print(page: &ListPage) {
             |_| updated_at.clone(),
             |at| at.with_timezone(&Local).format("%F %R").to_string(),
         );
-        let marks = match (pinned, archived) {
+        let flags = match (pinned, archived) {
             (true, _) => " (pinned)",
             (false, true) => " (archived)",
             (false, false) => "",
         };
         // Output that cannot be written has no reader.
-        let _ = writeln!(out, "{session_id}  {updated}  {}{marks}", printable(title));
+        let _ = writeln!(out, "{session_id}  {updated}  {}{flags}", printable(title));
         let excerpt = page.matches.iter().find(|found| found.session_id == *session_id);
         if let Some(MatchingMessage { excerpt, .. }) = excerpt.filter(|_| is_terminal) {
             let _ = writeln!(out, "{:38}\x1b[2m{}\x1b[0m", "", printable(excerpt));

@@ -15,7 +15,7 @@ use super::values::{entries, model_name, or_blank, seconds, trimmed};
 use crate::secret::Secret;
 use crate::tls::{Authorities, TlsOptions};
 
-/// Who writes the titles of sessions.
+/// The writer of the titles of sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Titles {
     /// Nobody: the beginning of the first question is the title.
@@ -71,7 +71,7 @@ pub struct HostSettings {
     #[arg(default_value = "tinyllama:latest", value_parser = model_name)]
     pub default_model: String,
 
-    /// Who writes the title of a session: question (its beginning is the title), or model (after the first
+    /// Writer of the title of a session: question (its beginning is the title), or model (after the first
     /// answer, where a slot is free and nothing waits; its tokens count for the user)
     #[arg(long, env = "JARVIS_TITLES", value_name = "WHO", default_value = "question")]
     #[arg(value_parser = trimmed(EnumValueParser::<Titles>::new()))]

@@ -39,7 +39,7 @@ pub struct HttpSettings {
     #[arg(long, env = "JARVIS_PROXIES", hide = true, value_parser = replaced_proxies)]
     pub proxies: Option<Infallible>,
 
-    /// Web origins beside the server's own that may call it, separated by commas; *: any
+    /// Web origins in addition to the server's own that may call it, separated by commas; *: any
     #[arg(long, env = "JARVIS_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     #[arg(value_parser = or_blank(listed_origin))]
     pub allowed_origins: Vec<String>,

@@ -15,7 +15,7 @@ pub(super) fn checked_keep_alive(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     let expected = "expected a time as Ollama writes it: 5m or 1h30m, seconds as in 300, 0 to \
-        unload at once, or -1 for ever";
+        unload at once, or -1 to stay forever";
     Err(expected.to_owned())
 }
 

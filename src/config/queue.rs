@@ -27,8 +27,8 @@ pub struct QueueSettings {
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=1_000_000)))]
     pub address_turns: u32,
 
-    /// How long a turn without a user may wait while nobody listens to its session, in seconds, where
-    /// more than half of the queue is in use
+    /// How long a turn without a user may wait while nobody listens to its session or retrieves its
+    /// response, in seconds, where more than half of the queue is in use
     #[arg(long, env = "JARVIS_ABANDON_AFTER", value_name = "SECONDS", default_value = "300")]
     #[arg(value_parser = seconds(1..=3600))]
     pub abandon_after: Duration,

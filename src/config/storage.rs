@@ -29,8 +29,8 @@ pub struct StorageSettings {
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=10_000_000)))]
     pub anonymous_mib: u32,
 
-    /// How long a session of a signed-in user is kept after its last turn, as in 90d; empty: for
-    /// ever. A session gets another value with its next turn; one that was claimed or imported has
+    /// How long a session of a signed-in user is kept after its last turn, as in 90d; empty:
+    /// forever. A session gets another value with its next turn; one that was claimed or imported has
     /// none until then
     #[arg(long, env = "JARVIS_SESSION_TTL", value_name = "TIME", value_parser = lifetime)]
     pub session_ttl: Option<Duration>,

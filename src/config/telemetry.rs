@@ -36,7 +36,7 @@ pub struct TelemetrySettings {
     pub log: Targets,
 
     /// OpenTelemetry collector that gets spans, over HTTP at /v1/traces where the URL has no path; the
-    /// standard variables OTEL_... count beside it; where absent, no spans are sent
+    /// standard variables OTEL_... also count; where absent, no spans are sent
     #[arg(long, env = "JARVIS_OTLP_URL", hide_env_values = true, value_name = "URL", value_parser = http_url)]
     pub otlp_url: Option<Url>,
 
@@ -72,7 +72,7 @@ pub struct TelemetrySettings {
 }
 
 impl TelemetrySettings {
-    /// Whether metrics are recorded.
+    /// Returns whether metrics are recorded.
     pub fn records_metrics(&self) -> bool {
         !self.unobserved
     }

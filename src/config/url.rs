@@ -140,7 +140,7 @@ fn parse<'a>(text: &'a str, schemes: &[&str], example: &str) -> Result<(&'a str,
     };
     if !schemes.contains(&scheme) {
         let known: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
-        return Err(format!("the scheme is none of {}", known.join(", ")));
+        return Err(format!("the scheme must be one of {}", known.join(", ")));
     }
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if let Some(sign) = sign_in_password(authority, &rest[authority.len()..]) {

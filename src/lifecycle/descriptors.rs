@@ -3,7 +3,7 @@
 /// Descriptors that WebSockets and event streams leave to others: other requests, Redis, the model
 /// hosts, and health probes.
 const RESERVED: u64 = 512;
-/// Connections of clients beside those, at most.
+/// Connections of clients in addition to those, at most.
 const OTHER_CONNECTIONS: u64 = 256;
 /// Connections of health probes when all others are in use, at most.
 const PROBES: u64 = 128;
@@ -28,7 +28,7 @@ pub fn connections_that_fit(limit: u64) -> usize {
     (room_for_sockets(limit) + OTHER_CONNECTIONS.min(limit / 4)) as usize
 }
 
-/// Returns how many connections of health probes fit beside those.
+/// Returns how many connections of health probes fit in addition to those.
 pub fn probes_that_fit(limit: u64) -> usize {
     PROBES.min(limit / 16).max(1) as usize
 }

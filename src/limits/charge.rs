@@ -15,7 +15,8 @@ pub(super) struct Charge {
     /// 0 takes nothing, and needs one to be left; a negative cost gives back.
     pub cost: i64,
     /// For a charge that is given back: when all of the limit was to be back right after it was taken, in
-    /// microseconds of the clock that decided. What has come back by itself since is not given back.
+    /// microseconds of the clock that decided. An amount that has come back by itself since is not given
+    /// back.
     pub taken_until: u64,
 }
 

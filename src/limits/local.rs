@@ -153,7 +153,7 @@ mod tests {
             local.take_at(60 * SECOND, &slot.reversed(taken, |_| true), 0, false);
         }
         assert_eq!(burst(60 * SECOND), 0, "more than the limit at once");
-        // What has not come back yet is given back: the last thirty seconds of sixty.
+        // The amount that has not come back yet is given back: the last thirty seconds of sixty.
         let late: Vec<_> = (0..60).map(|_| take(120 * SECOND)).collect();
         for taken in &late {
             local.take_at(150 * SECOND, &slot.reversed(taken, |_| true), 0, false);

@@ -59,7 +59,7 @@ struct Refused {
 /// One request of an address that was taken for what has no caller.
 pub struct RequestTaken {
     taken: Vec<Taken>,
-    /// What is left of the address's requests; nothing where they are not limited.
+    /// The rest of the address's requests; empty where they are not limited.
     pub standings: Vec<Standing>,
 }
 
@@ -243,7 +243,7 @@ impl RateLimits {
     /// session exists.
     ///
     /// # Errors
-    /// [`LimitRefusal`]. The session may exist all the same.
+    /// [`LimitRefusal`]. The session may nevertheless exist.
     pub async fn take_session(
         &self,
         source: &str,

@@ -21,8 +21,8 @@ pub struct Admission {
     pub socket: Option<UserSocket>,
 }
 
-/// The right to submit one turn. What it took from the limits of turns is given back when it is
-/// dropped, unless the turn was accepted, or a host works for it.
+/// The right to submit one turn. The amount that it took from the limits of turns is given back when it
+/// is dropped, unless the turn was accepted, or a host works for it.
 pub struct TurnPermit {
     pub(super) limits: RateLimits,
     /// The caller.
@@ -166,7 +166,7 @@ impl Drop for TurnPermit {
 
 impl SessionPermit {
     /// Notes that the session exists now, and keeps what was taken where it is new. One that this
-    /// replica took for an existing one costs a session afterwards, and is then unknown: whoever
+    /// replica took for an existing one costs a session afterwards, and is then unknown: a caller who
     /// deletes a session and begins it again gets no more of them than others.
     pub fn accepted(mut self, is_new: bool) {
         if let Some(slot) = self.if_new.take() {

@@ -42,7 +42,7 @@ pub struct UserSocket {
     name: String,
     /// Whether Redis may hold it.
     is_held: bool,
-    /// What was left of the user's sockets when it was opened, where its response reports it.
+    /// The rest of the user's limit of sockets when it was opened, where its response reports it.
     pub(super) standing: Option<Standing>,
 }
 

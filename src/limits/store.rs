@@ -21,7 +21,7 @@ pub(super) struct LimitStore {
     membership: MembershipStore,
 }
 
-/// The arguments of a call beside the costs.
+/// The arguments of a call in addition to the costs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TakeOptions<'a> {
     /// Takes also what is not left, because it was used already.

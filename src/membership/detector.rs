@@ -193,7 +193,7 @@ impl Detector {
         for seen in self.observations.values_mut() {
             match seen.subscription {
                 _ if !is_same => seen.subscription = OwnSubscription::Unknown,
-                // What happened in the pause was not seen.
+                // Events in the pause were not seen.
                 OwnSubscription::Lost(_) if pause >= self.timing.still => {
                     seen.subscription = OwnSubscription::Lost(now);
                 }

@@ -24,7 +24,7 @@ const LONGEST_ADDRESS: usize = 64;
 pub struct ReplicaFigures {
     /// The release.
     pub version: String,
-    /// Where the replica listens, with the name of its machine in place of an address for all.
+    /// Where the replica listens, with the name of its machine instead of an address for all.
     pub address: String,
     /// The phase of its life.
     pub phase: String,

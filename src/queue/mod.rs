@@ -2,7 +2,8 @@
 //!
 //! The right to run is a ticket that holds a slot, in the name of a replica, and is freed with it.
 //! Slots go to tickets in fair order: one user's fifty turns delay another's first by no more than
-//! one turn, and those of all networks of one site by a few. Every step is one function in Redis; what is published on a channel is a hint.
+//! one turn, and those of all networks of one site by a few. Every step is one function in Redis; what is
+//! published on a channel is a hint.
 
 mod hosts;
 mod lease;

@@ -36,7 +36,7 @@ pub struct ReplicaOverview {
     pub name: String,
     /// The counter of its heartbeat; none once it has signed off.
     pub counter: Option<i64>,
-    /// What it published last; none where it publishes nothing.
+    /// The figures that it published last; none where it publishes nothing.
     pub figures: Option<ReplicaFigures>,
     /// How old that is, by the clock of Redis.
     pub age: Option<Duration>,
@@ -53,7 +53,7 @@ pub struct GoneOverview {
     pub reason: String,
     /// Its turns that were taken over.
     pub turns: u64,
-    /// What it published last.
+    /// The figures that it published last.
     pub figures: Option<ReplicaFigures>,
 }
 

@@ -31,7 +31,7 @@ const TRUSTED: Duration = Duration::from_secs(3);
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// Keys that one call checks.
 const BATCH: usize = 100;
-/// Keys that a replica remembers, beside those of open sockets and streams.
+/// Keys that a replica remembers, in addition to those of open sockets and streams.
 const REMEMBERED: usize = 10_000;
 
 /// A key, as it is listed.
@@ -264,7 +264,7 @@ impl ApiKeys {
                         }
                     }
                 }
-                // What is open stays open: no revoked key can be recognised now.
+                // Open streams and sockets stay open: no revoked key can be recognised now.
                 Err(error) => {
                     tracing::debug!(%error, "api keys not checked");
                     return;

@@ -250,7 +250,7 @@ mod tests {
     const SET: &str = r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k",
         "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
-    /// What a test knows and sets: the issuer is away or not, and how far the clock is ahead.
+    /// The state that a test knows and sets: the issuer is away or not, and how far the clock is ahead.
     #[derive(Default)]
     struct Served {
         ahead: Mutex<Duration>,

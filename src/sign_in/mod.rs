@@ -53,7 +53,7 @@ impl Validity {
         Self { expires: None, ..self }
     }
 
-    /// Returns whether the caller stays signed in for ever, as an anonymous one does.
+    /// Returns whether the caller stays signed in forever, as an anonymous one does.
     pub fn is_unlimited(&self) -> bool {
         self.expires.is_none() && self.key.is_none()
     }

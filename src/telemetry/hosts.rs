@@ -1,5 +1,5 @@
 //! The hosts that gauges name. A host whose address has changed is gone, and its gauges would show
-//! its last state for ever.
+//! its last state forever.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! What this process does at this moment, beside its metrics: the figures that it publishes of itself are
-//! made of it.
+//! What this process does at this moment, in addition to its metrics: the figures that it publishes of itself
+//! are made of it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

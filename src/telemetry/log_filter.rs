@@ -24,7 +24,7 @@ struct Inner {
     change: Mutex<Option<FilterChange>>,
 }
 
-/// A filter in place of that of the settings.
+/// A filter that replaces that of the settings.
 #[derive(Clone)]
 struct FilterChange {
     filter: Targets,
@@ -71,7 +71,7 @@ impl LogFilter {
         }
     }
 
-    /// Puts a filter in force for a time, in place of any other. Must be called inside a Tokio
+    /// Puts a filter in force for a time, instead of any other. Must be called inside a Tokio
     /// runtime.
     pub fn change(&self, filter: Targets, time: Duration) {
         let until = Instant::now() + time;

@@ -179,7 +179,7 @@ metrics! {
     /// Bytes of memory that the texts of turns and of requests for embeddings take, of those beyond 64 KiB.
     GAUGE HELD_TEXT_BYTES = "jarvis_held_text_bytes";
     /// Clients that came back with a cursor, by what they got: every event since (recovered), a
-    /// snapshot in place of events that are no longer kept (snapshot), or nothing, as they had all of
+    /// snapshot instead of events that are no longer kept (snapshot), or nothing, as they had all of
     /// the generation (complete).
     COUNTER RESUMES_TOTAL = "jarvis_resumes_total"
         [protocol: &["sse", "websocket"], result: &["recovered", "snapshot", "complete"]];
@@ -260,7 +260,7 @@ metrics! {
     COUNTER FEED_HOLES_FILLED_TOTAL = "jarvis_feed_holes_filled_total";
     /// Titles that the model was to write, by outcome: written, busy (others needed the slot), failed (the
     /// host wrote none).
-    COUNTER TITLES_TOTAL = "jarvis_titles_total" [outcome: &["busy", "failed", "written"]];
+    COUNTER TITLES_TOTAL = "jarvis_titles_total" [outcome: &["busy", "failed", "given", "written"]];
     /// Requests, messages and turns that were refused, by the limit that refused them.
     COUNTER LIMIT_REFUSALS_TOTAL = "jarvis_limit_refusals_total" [limit: &[
         "address-connections", "address-requests", "address-sessions", "address-sockets", "address-turns", "key-requests",

@@ -14,7 +14,8 @@ use crate::http::problem::Problem;
 const PAGE: &str = "index.html";
 /// A part has the digest of its content in its name, so it never changes.
 const FOR_EVER: &str = "public, max-age=31536000, immutable";
-/// The caching of a file that may be another one at the next request: it is asked for again, and usually has not changed.
+/// The caching of a file that may be another one at the next request: it is asked for again, and usually has
+/// not changed.
 const ASK_AGAIN: &str = "no-cache";
 
 /// Returns whether a request asks for a page rather than for JSON: it names `text/html`, and prefers it.

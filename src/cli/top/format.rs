@@ -56,7 +56,7 @@ pub(super) fn bytes(bytes: u64) -> String {
 /// Returns a bar of `width` cells, of which this share is full.
 pub(super) fn bar(share: f64, width: usize) -> (String, String) {
     let full = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
-    // What is there is seen.
+    // An existing amount is visible.
     let full = if share > 0.0 { full.max(1) } else { full };
     ("\u{2588}".repeat(full), "\u{2591}".repeat(width - full))
 }

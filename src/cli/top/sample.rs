@@ -3,7 +3,7 @@
 use jarvis::queue::Overview;
 use jarvis::redis::{Observer, RedisError, ServerReport};
 
-/// What one look shows.
+/// The contents of one look.
 pub(super) struct FleetSample {
     pub(super) overview: Overview,
     pub(super) servers: Vec<ServerReport>,

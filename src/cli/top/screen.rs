@@ -30,7 +30,7 @@ pub(super) struct FullScreen {
 }
 
 impl FullScreen {
-    /// Takes the terminal, in place of whatever it shows. A panic gives it back before its message.
+    /// Takes the terminal and hides what it showed. A panic gives it back before its message.
     pub(super) fn open() -> std::io::Result<Self> {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
@@ -92,11 +92,11 @@ fn restore() {
     }
 }
 
-/// What the user wants.
+/// An input of the user.
 pub(super) enum TopInput {
     /// To end.
     End,
-    /// The picture anew, as after another size of the terminal.
+    /// Draws the whole picture again, as after another size of the terminal.
     Redraw,
 }
 

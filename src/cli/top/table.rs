@@ -17,17 +17,17 @@ pub(super) struct Column {
 }
 
 impl Column {
-    /// A column of texts that is always shown.
+    /// Creates a column of texts that is always shown.
     pub(super) const fn text(title: &'static str) -> Self {
         Self { title, is_right: false, rank: 0 }
     }
 
-    /// A column of numbers that is always shown.
+    /// Creates a column of numbers that is always shown.
     pub(super) const fn number(title: &'static str) -> Self {
         Self { title, is_right: true, rank: 0 }
     }
 
-    /// Has the column left out where there is no room, the larger the rank, the earlier.
+    /// Leaves the column out where there is no room, the larger the rank, the earlier.
     pub(super) const fn rank(mut self, rank: u8) -> Self {
         self.rank = rank;
         self

@@ -26,7 +26,7 @@ impl Bounds {
     /// More than any picture needs.
     pub(super) const NONE: Self = Self { width: 10_000, height: 100_000 };
 
-    /// The bounds of a terminal.
+    /// Returns the bounds of a terminal of this size.
     pub(super) fn of(width: u16, height: u16) -> Self {
         Self { width: width.into(), height: height.into() }
     }
@@ -57,7 +57,7 @@ pub(super) fn lines(fleet: &KnownFleet, bounds: Bounds) -> Vec<Line<'static>> {
     let mut parts = parts(fleet, &look.overview, &look.servers, bounds.width);
     if let Some(trouble) = &fleet.trouble {
         head.extend(trouble_lines(trouble, bounds.width));
-        // What is shown is out of date.
+        // The picture is out of date.
         parts.iter_mut().flatten().for_each(|line| *line = std::mem::take(line).patch_style(dim()));
     }
     fit(head, parts, bounds)

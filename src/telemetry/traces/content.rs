@@ -7,7 +7,7 @@ use super::TRACING;
 /// Bytes of one text in a span, at most.
 const TEXT_BYTES: usize = 4 << 10;
 
-/// Whether spans have the content of conversations.
+/// Returns whether spans have the content of conversations.
 pub fn is_captured() -> bool {
     TRACING.get().is_some_and(|tracing| tracing.captures_content)
 }

@@ -68,7 +68,7 @@ impl TraceContext {
         self.trace
     }
 
-    /// Whether the spans of the trace are recorded.
+    /// Returns whether the spans of the trace are recorded.
     pub fn is_sampled(&self) -> bool {
         self.is_sampled
     }

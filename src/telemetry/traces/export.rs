@@ -100,7 +100,7 @@ fn headers(collector: &Collector) -> HashMap<String, String> {
     headers.map(|(name, value)| (name.clone(), encoded(value.expose()))).collect()
 }
 
-/// Returns the same for gRPC. What HTTP does not allow was refused with the settings.
+/// Returns the same for gRPC. Header fields that HTTP does not allow were refused with the settings.
 fn metadata(collector: &Collector) -> MetadataMap {
     let mut headers = HeaderMap::new();
     for (name, value) in &collector.headers {

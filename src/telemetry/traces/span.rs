@@ -95,7 +95,7 @@ impl Span {
         self.context
     }
 
-    /// Whether the span is recorded, so that its attributes are worth their cost.
+    /// Returns whether the span is recorded, so that its attributes are worth their cost.
     pub fn is_recorded(&self) -> bool {
         self.recorded.is_some()
     }
