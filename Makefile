@@ -3,7 +3,7 @@
 .PHONY: help run cluster chat stop test verify chaos roll soak attack fuzz bench seams upgrade clean purge
 REPLICAS ?= 3
 PROOF = $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SEED),--seed $(SEED))
-# What makes a second build soon would be half of the space that a first one takes.
+# The files that speed up a second build would be half of the space that a first one takes.
 ifdef CI
 export CARGO_INCREMENTAL := 0
 endif

@@ -19,7 +19,7 @@ const CHECK: Duration = Duration::from_millis(10);
 /// The time that a program may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// A program, its arguments and its environment beside this process's own.
+/// A program, its arguments and its environment in addition to this process's own.
 pub struct Run {
     program: OsString,
     arguments: Vec<OsString>,

@@ -26,22 +26,22 @@ fn colour(code: &str, text: &str) -> String {
     }
 }
 
-/// The text in bold.
+/// Returns the text in bold.
 pub fn bold(text: &str) -> String {
     colour("1", text)
 }
 
-/// The text in grey.
+/// Returns the text in grey.
 pub fn dim(text: &str) -> String {
     colour("2", text)
 }
 
-/// The text in red.
+/// Returns the text in red.
 pub fn red(text: &str) -> String {
     colour("31", text)
 }
 
-/// The text in green.
+/// Returns the text in green.
 pub fn green(text: &str) -> String {
     colour("32", text)
 }
@@ -58,7 +58,7 @@ fn print(text: &str) {
     static LOCK: Mutex<()> = Mutex::new(());
     let _one_at_a_time = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let mut out = std::io::stdout().lock();
-    // The terminal may be gone; the services that were started are stopped all the same.
+    // The terminal may be gone; the services that were started are stopped nevertheless.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 

@@ -18,7 +18,7 @@ use crate::{paths, proof, replicas};
 
 /// The name of the containers, networks and volumes, which are removed at the end.
 const PROJECT: &str = "jarvis-verify";
-/// A network beside the one of a compose that runs already.
+/// A network other than the one of a compose that runs already.
 const SUBNET: &str = "172.31.214";
 /// The load beside every step.
 const SESSIONS: &str = "20";
@@ -33,7 +33,7 @@ const TURN_LIMIT: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_secs(8);
 /// Bytes of the image, at most.
 const IMAGE_BYTES: f64 = 35e6;
-/// What Redis says once its append-only file is written.
+/// The log line of Redis once its append-only file is written.
 const WRITTEN: [&str; 3] =
     ["aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0", "aof_last_bgrewrite_status:ok"];
 /// How long a changed line may take to be built by the profile `release`.
@@ -166,7 +166,7 @@ fn steps(compose: &Compose) -> anyhow::Result<()> {
     };
     let a_replica = || compose.a_container("jarvis");
     let timed = |name: &'static str, act: &dyn Fn() -> anyhow::Result<()>| {
-        // What a step has caused shows within the pause after it.
+        // The effects of a step show within the pause after it.
         pause(PAUSE);
         set_step(name);
         step(name, || act().map(|()| String::new()))
@@ -302,7 +302,7 @@ impl Compose {
         format!("http://127.0.0.1:{}", self.port.number())
     }
 
-    /// The address on this machine that the replicas reach.
+    /// Returns the address on this machine that the replicas reach.
     fn host(&self) -> String {
         format!("{SUBNET}.1:{}", self.host.number())
     }
@@ -404,14 +404,14 @@ fn rebuild() -> anyhow::Result<Duration> {
     Ok(took)
 }
 
-/// The name of the image in docker-compose.yml.
+/// Returns the name of the image in docker-compose.yml.
 fn image() -> anyhow::Result<String> {
     let file = std::fs::read_to_string(paths::root().join("docker-compose.yml"))?;
     let name = file.lines().find_map(|line| line.trim().strip_prefix("image: jarvis:"));
     Ok(format!("jarvis:{}", name.context("docker-compose.yml names no image of jarvis")?))
 }
 
-/// The step that is being taken, by which the outcomes of clients are told apart.
+/// The step that is being taken, by which the outcomes of clients are distinguished.
 static STEP: Mutex<&str> = Mutex::new(QUIET);
 /// The time before the first step.
 const QUIET: &str = "before";

@@ -13,11 +13,12 @@ use crate::outcome::Outcome;
 use crate::paths;
 
 /// The targets, one a parser.
-const TARGETS: [&str; 13] = [
+const TARGETS: [&str; 14] = [
     "client_message",
     "chat_body",
     "completion_body",
     "response_body",
+    "conversation_body",
     "embedding_body",
     "ollama_body",
     "cursor",

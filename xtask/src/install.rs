@@ -353,7 +353,7 @@ pub fn page_modules() -> anyhow::Result<PathBuf> {
     node()?;
     let web = paths::root().join("web");
     let lock = fs::read(web.join("package-lock.json"))?;
-    // A copy of the lock file says what is installed: npm ci removes all, and begins anew.
+    // A copy of the lock file says what is installed: npm ci removes all, and starts again.
     let installed = web.join("node_modules/.installed.json");
     if fs::read(&installed).is_ok_and(|there| there == lock) {
         return Ok(web);

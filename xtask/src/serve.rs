@@ -184,9 +184,7 @@ fn stop(services: &Services) {
         return;
     }
     if signals::count() > 0 {
-        say(
-            "\n  Stopping. What is being answered may end, for at most 20 s; Ctrl-C again ends it now.",
-        );
+        say("\n  Stopping. Running answers may end, for at most 20 s; Ctrl-C again ends it now.");
     }
     let (start, kept) = (Instant::now(), services.has("redis"));
     services.stop();

@@ -30,7 +30,7 @@ impl Service {
     pub fn new(mut program: Program, stage: u8) -> Self {
         program.own_group = true;
         program.signal_at_owners_death = "TERM";
-        // The log is a file: some programs would colour it all the same.
+        // The log is a file: some programs would colour it nevertheless.
         program = program.env("NO_COLOR", "1");
         Self {
             process: Process::new(program),

@@ -12,7 +12,7 @@ use crate::console::step;
 use crate::outcome::Outcome;
 use crate::{paths, proof};
 
-/// The Redis Function that the next version has anew, as `migrations/README.md` says: a copy of its
+/// The Redis Function that the next version changes, as `migrations/README.md` says: a copy of its
 /// file with the next number, which the next version calls.
 const FILE: &str = "migrations/functions/session/append";
 const FUNCTION: &str = "jarvis_append";

@@ -21,7 +21,7 @@ use resources::Resources;
 const VERSIONS: [&str; 2] = ["1.30", "1.37"];
 const SECRETS: &str = "k8s/components/redis/written-by-deploy-secrets.sh";
 const TLS: &str = "k8s/components/redis-tls/written-by-deploy-redis-tls.sh";
-/// What is applied apart from the wholes, and deleted apart.
+/// The parts that are applied apart from the wholes, and deleted apart.
 const GUARD: &str = "k8s/guard";
 /// Reads the YAML documents of a file in the virtual environment, and the data of Secrets as text.
 const AS_JSON: &str = "import base64, json, sys, yaml\n\
@@ -100,7 +100,7 @@ pub fn check() -> anyhow::Result<Outcome> {
     Ok(Outcome { ok: complaints.is_empty(), text })
 }
 
-/// Copies what is rendered, without the secrets of whoever works here, to a folder of its own.
+/// Copies what is rendered, without the secrets of the developer, to a folder of its own.
 fn copy() -> anyhow::Result<PathBuf> {
     let to = paths::run().join("manifests");
     if to.exists() {

@@ -450,7 +450,7 @@ pub fn compose(documents: &[Value], known: &Known) -> Vec<String> {
             wrong.push(format!("compose: jarvis does not know {key}"));
         }
     }
-    // What is stopped first must not be what the others still need.
+    // The first service to stop must not be one that the others still need.
     for (service, needed) in [("nginx", "jarvis"), ("jarvis", "redis"), ("jarvis", "ollama")] {
         let depends = &services[service]["depends_on"];
         let is_listed = list(depends).iter().any(|it| it == needed) || !depends[needed].is_null();
