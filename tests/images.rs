@@ -7,13 +7,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jarvis::digest::sha256_hex;
 use serde_json::{Value, json};
-use support::client::{Reply, Socket, get, history, http, post, send};
+use support::client::{Reply, Socket, get, history, http, narrow, post, send};
 use support::eventually;
 use support::process::{LIMIT, Process};
 use support::redis::RedisServer;
 use support::redis_time::{begin_timing, timed_calls};
 use support::setup::{Pair, pair};
 use support::tokens::{SECRET, token};
+use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
 const CHAT: &str = "/api/v1/chat";
@@ -141,6 +142,39 @@ async fn an_image_comes_back_by_its_digest_as_long_as_its_session_has_it() {
     assert!(send(http().delete(whole)).await.status < 300);
     let reply = get(&two, &path(&session, &digest)).await;
     assert_eq!((reply.status, &reply.body["code"]), (404, &json!("session_not_found")));
+}
+
+#[tokio::test]
+async fn an_image_is_read_only_where_there_is_room_for_the_largest() {
+    // The smallest room: 8 MiB.
+    let setting = ("JARVIS_UNREAD_MIB", "8");
+    let Pair { replicas: [one, _two], ollama: _ollama, redis: _redis } = fleet(&[setting]).await;
+    let (session, small) = (id(), image(1, 300));
+    assert_eq!(post(&one, CHAT, &asked(&session, "[[images]] what?", &[&small])).await.status, 200);
+    let path = format!("/api/v1/chat/sessions/{session}/images/{}", sha256_hex(&small));
+    let reply_status = async || {
+        http().get(format!("{}{path}", one.url)).send().await.expect("a reply").status().as_u16()
+    };
+    assert_eq!(reply_status().await, 200);
+    // A body that does not come leaves room for a page, and not for an image.
+    let mut unfinished = narrow(&one).await;
+    let request = format!(
+        "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{{",
+        5 << 20
+    );
+    unfinished.write_all(request.as_bytes()).await.expect("sent");
+    assert!(
+        eventually(LIMIT, async || reply_status().await == 503).await,
+        "it is read without room"
+    );
+    let of_session = format!("/api/v1/chat/sessions/{session}");
+    assert_eq!(get(&one, &of_session).await.status, 200, "there is room for a page");
+    drop(unfinished);
+    assert!(
+        eventually(LIMIT, async || reply_status().await == 200).await,
+        "the room does not come back"
+    );
 }
 
 async fn refused(replica: &Process, body: &Value) -> (u16, String, String) {

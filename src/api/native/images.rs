@@ -1,5 +1,6 @@
 //! The images of the messages of a session.
 
+use axum::Extension;
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
@@ -13,8 +14,9 @@ use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::path::SessionPath;
 use crate::http::problem::Problem;
+use crate::http::room::{HandedRoom, no_room};
 use crate::session::SessionId;
-use crate::session::image::ImageFormat;
+use crate::session::image::{ImageFormat, REQUEST_IMAGE_BYTES};
 
 /// The bytes of an image.
 #[derive(ToSchema)]
@@ -64,7 +66,11 @@ pub async fn image(
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
     DigestPath(digest): DigestPath,
+    Extension(reserved): Extension<HandedRoom>,
 ) -> Result<Response, Problem> {
+    // The room of the largest image, before it is read: the layer reserves less, and gives back the rest.
+    let room = reserved.take().map(|room| room.resize(REQUEST_IMAGE_BYTES).ok_or_else(no_room));
+    reserved.put(room.transpose()?);
     let stored = in_time(shared.store.image_by_digest(&owner, session, &digest)).await?;
     let stored = stored.ok_or_else(Problem::image_not_found)?;
     // Only images are stored.
