@@ -158,7 +158,7 @@ pub async fn respond<W: TurnWriter>(
     );
     // A stream whose client cannot ask for the rest of its answer waits for room as long as for its client.
     let room = shared.output_room(permit.source()).with_limit(shared.settings.read_timeout);
-    let mut room = KeptRoom { room, known: 0 };
+    let mut room = KeptRoom { room, known: 0, began: Instant::now() };
     writer.charge(room.room.of_client());
     room.room.keep_of(output.reserved.take(), writer.kept_bytes());
     let begun = async {
@@ -246,6 +246,7 @@ impl<W: TurnWriter> StreamedTurn<W> {
         self.output.frames.clear();
         self.output.push(self.writer.error(problem));
         self.output.end();
+        self.room.room.stop_waiting();
         self.has_failed = true;
     }
 }
@@ -281,20 +282,28 @@ struct KeptRoom {
     room: OutputRoom,
     /// The bytes that the front kept last.
     known: usize,
+    began: Instant,
 }
 
 impl KeptRoom {
+    /// Bytes that a stream may keep without room, and how many more with each second: more than a host
+    /// writes for one stream, and less than an answer that is stored or caught up with comes at.
+    const WITHOUT: usize = 64 << 10;
+    const WITHOUT_EACH_SECOND: usize = 4 << 10;
+
     /// Takes the room of what the front keeps. An answer that grows while the model writes it goes on where
-    /// there is none: it grows no faster than the hosts write, and clients that fill the room with cheap
-    /// replies must not stop it. What comes at once, as an answer that is stored, waits.
+    /// there is none: clients that fill the room with cheap replies must not stop it. What comes faster, as
+    /// an answer that is stored, waits.
     ///
     /// # Errors
-    /// Where there is no room for what came at once.
+    /// Where there is no room for what came faster.
     async fn keep(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        if bytes > self.known + FREE_PART {
+        self.room.keep_if_free(bytes);
+        let missing = self.room.missing(bytes);
+        let seconds = usize::try_from(self.began.elapsed().as_secs()).unwrap_or(usize::MAX);
+        let without = Self::WITHOUT + seconds.saturating_mul(Self::WITHOUT_EACH_SECOND);
+        if missing > 0 && (bytes > self.known + FREE_PART || missing > without) {
             self.room.keep(bytes).await?;
-        } else if bytes > self.known {
-            self.room.keep_if_free(bytes);
         }
         self.known = bytes;
         Ok(())

@@ -126,7 +126,7 @@ async fn submit(
         permit = Box::pin(turn.check_early(shared, permit, &without)).await?;
         spec = without.spec;
         let network = permit.subject.source.widest_network();
-        let room = shared.room.take(network, EARLIER_BYTES).await.ok_or_else(no_room)?;
+        let room = shared.room.try_take(network, EARLIER_BYTES).ok_or_else(no_room)?;
         earlier = Some(Box::pin(Earlier::read(shared, &subject, previous, room)).await?);
     }
     let before = earlier.as_mut().map_or_else(Vec::new, |it| std::mem::take(&mut it.messages));
