@@ -1,7 +1,7 @@
 //! The images of the messages of a session.
 
 use axum::Extension;
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::{FromRequestParts, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
@@ -12,7 +12,7 @@ use crate::api::responses::{InvalidFields, SessionNotFound, Unavailable};
 use crate::api::state::Shared;
 use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::FieldError;
-use crate::http::extract::path::SessionPath;
+use crate::http::extract::path::{SessionPath, path_field};
 use crate::http::problem::Problem;
 use crate::http::room::{HandedRoom, no_room};
 use crate::session::SessionId;
@@ -31,9 +31,7 @@ impl<S: Send + Sync> FromRequestParts<S> for DigestPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let fields = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok();
-        let mut fields = fields.into_iter().flat_map(|Path(fields)| fields);
-        let digest = fields.find(|(name, _)| name == "digest").map(|(_, digest)| digest);
+        let digest = path_field(parts, state, "digest").await;
         let is_digest = |digest: &String| {
             digest.len() == 64
                 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))

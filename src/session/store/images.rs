@@ -91,10 +91,8 @@ impl Store {
         session: SessionId,
         image: &ImageRef,
     ) -> Result<Option<Bytes>, StoreError> {
-        let of_nobody = || {
-            image_call("jarvis_image_1", owner, session).arg("generation", "-").arg("fence", "-")
-        };
-        self.read_whole(of_nobody, image).await
+        let stored = self.image_by_digest(owner, session, &image.digest).await?;
+        Ok(stored.filter(|stored| is_whole(stored, image)))
     }
 
     /// Returns the bytes of the image with this digest; none where the owner's session does not have it.
@@ -128,17 +126,8 @@ impl Store {
                 .text("generation", turn.generation)
                 .text("fence", turn.fence.0)
         };
-        self.read_whole(of_holder, image).await
-    }
-
-    /// Reads an image as [`Store::read_image`] does; none where it has not as many bytes as it should.
-    async fn read_whole(
-        &self,
-        call: impl Fn() -> Call,
-        image: &ImageRef,
-    ) -> Result<Option<Bytes>, StoreError> {
-        let stored = self.read_image(call, &image.digest).await?;
-        Ok(stored.filter(|stored| stored.len() as u64 == image.bytes))
+        let stored = self.read_image(of_holder, &image.digest).await?;
+        Ok(stored.filter(|stored| is_whole(stored, image)))
     }
 
     /// Reads the parts of an image by calls that name who reads.
@@ -165,6 +154,11 @@ impl Store {
         }
         Ok(Some(bytes.into()))
     }
+}
+
+/// Returns whether what is stored has as many bytes as it should.
+fn is_whole(stored: &Bytes, image: &ImageRef) -> bool {
+    stored.len() as u64 == image.bytes
 }
 
 fn image_call(function: &'static str, owner: &Owner, session: SessionId) -> Call {

@@ -4,7 +4,7 @@
 //! came before it with the same request. The ids of all of them have the digits of the message's own id.
 
 use axum::Json;
-use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use serde::Serialize;
 use serde_json::Value;
@@ -30,6 +30,7 @@ use crate::api::state::Shared;
 use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::{FieldError, Fields};
 use crate::http::extract::object::Object;
+use crate::http::extract::path::path_field;
 use crate::http::extract::query::QueryFields;
 use crate::http::middleware::LimitedCaller;
 use crate::http::problem::Problem;
@@ -197,9 +198,8 @@ impl<S: Send + Sync> FromRequestParts<S> for ItemPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let ids = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok();
-        let id = ids.into_iter().flat_map(|Path(ids)| ids).find(|(name, _)| name == "item_id");
-        id.map(|(_, id)| Self(id)).ok_or_else(Problem::message_not_found)
+        let id = path_field(parts, state, "item_id").await;
+        id.map(Self).ok_or_else(Problem::message_not_found)
     }
 }
 

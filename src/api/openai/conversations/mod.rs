@@ -11,10 +11,11 @@ pub mod schema;
 
 pub use body::ConversationRequest;
 
-use axum::extract::{FromRequestParts, Path};
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
 use super::conversation_id::{conversation_not_found, of_conversation, parse_conversation_id};
+use crate::http::extract::path::path_field;
 use crate::http::problem::Problem;
 use crate::session::SessionId;
 
@@ -25,9 +26,8 @@ impl<S: Send + Sync> FromRequestParts<S> for ConversationPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let ids = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok();
-        let id = ids.into_iter().flat_map(|Path(ids)| ids).find(|(name, _)| name == NAME);
-        let session = id.and_then(|(_, id)| parse_conversation_id(&id));
+        let id = path_field(parts, state, NAME).await;
+        let session = id.and_then(|id| parse_conversation_id(&id));
         let session = session.ok_or_else(conversation_not_found)?;
         tracing::Span::current().record("session", session.redacted());
         Ok(Self(session))
