@@ -205,29 +205,14 @@ impl<W: TurnWriter> StreamedTurn<W> {
         loop {
             let Self { writer, output, room, has_failed, lifecycle, revoked, .. } = self;
             let problem = tokio::select! {
+                // What is written already goes before everything else.
                 biased;
-                written = written(writer, output, room, *has_failed) => match written {
-                    Ok(None) if output.has_ended => return None,
-                    Ok(None) => None,
+                next = next_of_turn(writer, output, room, *has_failed) => match next {
                     Ok(frame) => return frame,
-                    Err(refused) => Some(refused.into()),
-                },
-                () = lifecycle.reached(Phase::Stopped) => Some(Problem::draining()),
-                () = &mut *revoked => Some(Problem::key_revoked()),
-                () = sleep_until(self.silent_until) => return Some(writer.heartbeat().into()),
-            };
-            if let Some(problem) = problem {
-                self.fail(&problem);
-                continue;
-            }
-            let Self { writer, output, lifecycle, .. } = self;
-            let problem = tokio::select! {
-                advanced = writer.advance(output) => match advanced {
-                    Ok(()) => continue,
                     Err(problem) => problem,
                 },
                 () = lifecycle.reached(Phase::Stopped) => Problem::draining(),
-                () = &mut self.revoked => Problem::key_revoked(),
+                () = &mut *revoked => Problem::key_revoked(),
                 () = LastByte::received_of(self.last_byte.clone()) => {
                     // The system of a client that is gone resets the connection on a write.
                     self.last_byte = None;
@@ -248,6 +233,25 @@ impl<W: TurnWriter> StreamedTurn<W> {
         self.output.end();
         self.room.room.stop_waiting();
         self.has_failed = true;
+    }
+}
+
+/// Returns the next frame, and waits for the turn until the front has written one; none after the last
+/// frame. Cancel-safe.
+///
+/// # Errors
+/// Where there is no room for a frame, and why the turn ended without an answer.
+async fn next_of_turn<W: TurnWriter>(
+    writer: &mut W,
+    output: &mut FrontOutput,
+    room: &mut KeptRoom,
+    has_failed: bool,
+) -> Result<Option<Bytes>, Problem> {
+    loop {
+        match written(writer, output, room, has_failed).await? {
+            None if !output.has_ended => writer.advance(output).await?,
+            frame => return Ok(frame),
+        }
     }
 }
 
@@ -291,6 +295,12 @@ impl KeptRoom {
     const WITHOUT: usize = 64 << 10;
     const WITHOUT_EACH_SECOND: usize = 4 << 10;
 
+    /// Returns how many bytes the stream may keep without room by now.
+    fn without(&self) -> usize {
+        let seconds = usize::try_from(self.began.elapsed().as_secs()).unwrap_or(usize::MAX);
+        Self::WITHOUT + seconds.saturating_mul(Self::WITHOUT_EACH_SECOND)
+    }
+
     /// Takes the room of what the front keeps. An answer that grows while the model writes it goes on where
     /// there is none: clients that fill the room with cheap replies must not stop it. What comes faster, as
     /// an answer that is stored, waits.
@@ -300,12 +310,38 @@ impl KeptRoom {
     async fn keep(&mut self, bytes: usize) -> Result<(), NoRoom> {
         self.room.keep_if_free(bytes);
         let missing = self.room.missing(bytes);
-        let seconds = usize::try_from(self.began.elapsed().as_secs()).unwrap_or(usize::MAX);
-        let without = Self::WITHOUT + seconds.saturating_mul(Self::WITHOUT_EACH_SECOND);
-        if missing > 0 && (bytes > self.known + FREE_PART || missing > without) {
+        if missing > 0 && (bytes > self.known + FREE_PART || missing > self.without()) {
             self.room.keep(bytes).await?;
         }
         self.known = bytes;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::extract::caller::ClientSources;
+    use crate::http::room::ConnectionRoom;
+
+    #[tokio::test]
+    async fn a_stream_without_room_goes_on_as_fast_as_a_host_writes_and_a_replay_waits() {
+        let all = ConnectionRoom::new(1, ClientSources::default());
+        let _taken = all.take(None, 1 << 20).await.expect("room");
+        let room = OutputRoom::new(&all, None).with_limit(Duration::from_millis(50));
+        let mut kept = KeptRoom { room, known: 0, began: Instant::now() };
+        let mut bytes = 0;
+        while bytes + 2 * FREE_PART <= KeptRoom::WITHOUT {
+            bytes += FREE_PART;
+            kept.keep(bytes).await.expect("a stream that begins");
+        }
+        let replayed = KeptRoom::WITHOUT + KeptRoom::WITHOUT_EACH_SECOND;
+        assert_eq!(kept.keep(replayed).await, Err(NoRoom), "it is faster than a host");
+        kept.began -= Duration::from_mins(1);
+        for _ in 0..30 {
+            bytes += KeptRoom::WITHOUT_EACH_SECOND;
+            kept.keep(bytes).await.expect("a model writes no faster");
+        }
+        assert_eq!(kept.keep(bytes + 2 * FREE_PART).await, Err(NoRoom), "a stored answer at once");
     }
 }
