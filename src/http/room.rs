@@ -64,11 +64,10 @@ impl ConnectionRoom {
         self.room.take(network, bytes, ROOM_LIMIT).await
     }
 
-    /// Takes room for so many bytes as [`ConnectionRoom::take`] does, but for half of what the network may take
-    /// at most. Returns none where there is none at once: a request that holds room while it waits for more
-    /// could wait for others that do the same.
+    /// Takes room for so many bytes as [`ConnectionRoom::take`] does. Returns none where there is none at
+    /// once: a request that holds room while it waits for more could wait for others that do the same.
     pub fn try_take(&self, network: Option<ShareKey>, bytes: usize) -> Option<RoomPermit> {
-        self.room.try_take(network, bytes.min(self.most(network) / 2))
+        self.room.try_take(network, bytes)
     }
 
     /// Returns how many bytes this network may take at most.
@@ -262,9 +261,12 @@ impl OutputRoom {
 
     /// Returns how much room is to be taken for so many bytes that are kept.
     pub fn missing(&self, bytes: usize) -> usize {
-        let bytes = bytes.min(self.of_client.most());
+        let most = self.of_client.most();
         let kept = self.kept.as_ref().map_or(0, RoomPermit::bytes);
-        if bytes <= FREE_BYTES.max(kept) { 0 } else { (bytes - kept).next_multiple_of(FREE_BYTES) }
+        if bytes.min(most) <= FREE_BYTES.max(kept) {
+            return 0;
+        }
+        (bytes - kept).next_multiple_of(FREE_BYTES).min(most - kept)
     }
 
     fn add(&mut self, more: RoomPermit) {

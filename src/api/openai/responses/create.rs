@@ -126,7 +126,9 @@ async fn submit(
         permit = Box::pin(turn.check_early(shared, permit, &without)).await?;
         spec = without.spec;
         let network = permit.subject.source.widest_network();
-        let room = shared.room.try_take(network, EARLIER_BYTES).ok_or_else(no_room)?;
+        // Half of the share at most: its other requests go on.
+        let bytes = EARLIER_BYTES.min(shared.room.most(network) / 2);
+        let room = shared.room.try_take(network, bytes).ok_or_else(no_room)?;
         earlier = Some(Box::pin(Earlier::read(shared, &subject, previous, room)).await?);
     }
     let before = earlier.as_mut().map_or_else(Vec::new, |it| std::mem::take(&mut it.messages));
