@@ -116,7 +116,7 @@ impl Generations {
             self.retry_accept(owner, session, accepting, (turn_permit.take(), permit));
         }
         match accepted {
-            Err(StoreError::Absent) if *owner != Owner::Anonymous => {
+            Err(StoreError::Absent) => {
                 // Boxed, because it is rare, and its future is large.
                 Box::pin(self.budget.withdraw(owner, session, grant)).await;
                 Err(StoreError::Absent.into())
@@ -165,10 +165,8 @@ impl Generations {
         let stored = new.stored_size();
         self.admits_request(owner, new, stored).await?;
         let grant = self.budget.room_with(owner, &new.spec.source, session, stored.whole).await?;
-        if *owner != Owner::Anonymous {
-            // The turn is listed with its whole conversation.
-            self.budget.withdraw(owner, session, grant).await;
-        }
+        // The turn is listed with its whole conversation.
+        self.budget.withdraw(owner, session, grant).await;
         Ok(())
     }
 
@@ -256,9 +254,7 @@ impl Generations {
                 Ok((self.limits.existing_session(session), grant))
             }
             Err(refusal) => {
-                if *owner != Owner::Anonymous {
-                    Box::pin(self.budget.withdraw(owner, session, grant)).await;
-                }
+                Box::pin(self.budget.withdraw(owner, session, grant)).await;
                 refusal.count();
                 Err(refusal.into())
             }

@@ -9,7 +9,7 @@ use super::{Generations, SubmitError};
 use crate::lifecycle::spawn_caught;
 use crate::limits::Subject;
 use crate::session::store::{NewConversation, SessionChange, json_bytes};
-use crate::session::{Message, Owner, SessionId, StoreError};
+use crate::session::{Message, SessionId, StoreError};
 
 impl Generations {
     /// Creates a conversation for a caller, which is one of its sessions, even if the caller goes away
@@ -36,9 +36,7 @@ impl Generations {
         let permit = match self.limits.take_session(source, session).await {
             Ok(permit) => permit,
             Err(refusal) => {
-                if *owner != Owner::Anonymous {
-                    self.budget.withdraw(owner, session, grant).await;
-                }
+                self.budget.withdraw(owner, session, grant).await;
                 refusal.count();
                 return Err(refusal.into());
             }
@@ -108,7 +106,7 @@ impl Generations {
             Ok(()) => self.budget.record(source, session).await,
             Err(error) => {
                 // It may have been deleted meanwhile: the check has listed it again.
-                if *owner != Owner::Anonymous && matches!(error, StoreError::Absent) {
+                if matches!(error, StoreError::Absent) {
                     self.budget.withdraw(owner, session, grant).await;
                 }
                 return Err(error.into());
