@@ -154,6 +154,8 @@ async fn every_call_of_a_user(store: &Store, budget: &Budget) {
         title: "t".to_owned(),
         model: "m".to_owned(),
         created_at: "2026-01-01T00:00:00Z".parse().expect("a time"),
+        pinned: false,
+        archived: false,
         entries: Vec::new(),
     };
     store.import_messages(&owner, &imported, None).await.expect("Redis");

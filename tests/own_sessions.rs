@@ -377,6 +377,8 @@ async fn a_turn_whose_imported_session_a_failover_lost_waits_until_it_is_importe
         title: "t".to_owned(),
         model: "m".to_owned(),
         created_at: at,
+        pinned: false,
+        archived: false,
         entries: vec![entry("first"), entry("second")],
     };
     let stage = async || {
@@ -766,6 +768,8 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_for_a_user_with_10_00
             title: "t".to_owned(),
             model: "m".to_owned(),
             created_at: "2026-01-01T00:00:00Z".parse().expect("a time"),
+            pinned: false,
+            archived: false,
             entries: (0..200)
                 .map(|_| {
                     let header =

@@ -4,6 +4,7 @@
 -- Arguments:  owner
 --             count                          of the messages
 --             title, model, created, now     of the session
+--             pinned, archived               1, or empty
 -- Reply:      ok
 --             incomplete <number of messages>   a failover lost the others
 --             absent   no session of this owner is being imported
@@ -13,7 +14,7 @@ register {
   version = 1,
   flags = {},
   keys = SESSION_KEYS,
-  arguments = { 'owner', 'count', 'title', 'model', 'created', 'now' },
+  arguments = { 'owner', 'count', 'title', 'model', 'created', 'now', 'pinned', 'archived' },
   run = function(keys, args)
     local fields = session_fields(keys, 'owner', 'deleted', 'importing')
     if fields[1] ~= args.owner then
@@ -31,6 +32,11 @@ register {
     redis.call('HSET', keys.messages, 'title', args.title)
     redis.call('HSET', keys.session, 'model', args.model, 'created', args.created,
       'updated', args.now, 'titled', 1, 'idle_seconds', 0, 'began', string.format('%.0f', now_us()))
+    for _, flag in ipairs({ 'pinned', 'archived' }) do
+      if args[flag] ~= '' then
+        redis.call('HSET', keys.session, flag, 1)
+      end
+    end
     for _, name in ipairs(EXPIRING_KEYS) do
       redis.call('PERSIST', keys[name])
     end

@@ -32,7 +32,7 @@ use crate::generation::SubmitError;
 use crate::http::extract::body::check_encoding;
 use crate::http::problem::Problem;
 use crate::session::model::ToolCall;
-use crate::session::store::{ImportStep, ImportedSession, SessionChange, message};
+use crate::session::store::{ImportStep, ImportedSession, message};
 use crate::session::{GenerationId, Message, Owner, Role, SessionId, Status};
 use crate::source::ShareKey;
 
@@ -191,8 +191,6 @@ impl Import {
     async fn store(&mut self, open: OpenSession) -> Result<(), Problem> {
         let count = open.count();
         let bytes = open.bytes + STORED_BYTES * count;
-        let flag = |flag: bool| flag.then_some(true);
-        let (pinned, archived) = (flag(open.line.pinned), flag(open.line.archived));
         let imported = open.finish(&self.owner, &self.shared.settings.default_model);
         // Held until the session is stored.
         let _room = self.room.take();
@@ -231,11 +229,6 @@ impl Import {
                     stored = now;
                 }
             }
-        }
-        if pinned.or(archived).is_some() {
-            let change = SessionChange { pinned, archived, ..SessionChange::default() };
-            let changed = shared.generations.update(owner, imported.session, change).await;
-            changed.map_err(|error| failed(error.into()))?;
         }
         budget.record("", imported.session).await;
         self.reply.sessions_imported += 1;
@@ -362,8 +355,15 @@ impl OpenSession {
         let session = SessionId(Uuid::new_v5(&NAMESPACE, &name));
         let title = self.line.title.or(self.first_question).unwrap_or_default();
         let model = self.line.model.or(self.last_model).unwrap_or_else(|| default_model.to_owned());
-        let (created_at, entries) = (self.created_at, self.entries);
-        let mut imported = ImportedSession { session, title, model, created_at, entries };
+        let mut imported = ImportedSession {
+            session,
+            title,
+            model,
+            created_at: self.created_at,
+            pinned: self.line.pinned,
+            archived: self.line.archived,
+            entries: self.entries,
+        };
         imported.name_messages();
         imported
     }

@@ -25,6 +25,10 @@ pub struct ImportedSession {
     pub model: String,
     /// When the session began.
     pub created_at: DateTime<Utc>,
+    /// Whether its owner has pinned it.
+    pub pinned: bool,
+    /// Whether its owner has archived it.
+    pub archived: bool,
     /// The messages as [`ImportedSession::entry`] makes them.
     pub entries: Vec<String>,
 }
@@ -108,6 +112,7 @@ impl Store {
         owner: &Owner,
         imported: &ImportedSession,
     ) -> Result<ImportStep, StoreError> {
+        let flag = |flag: bool| if flag { "1" } else { "" };
         let call = SessionKeys::of(imported.session)
             .call("jarvis_import_commit_1")
             .arg("owner", owner.key())
@@ -115,7 +120,9 @@ impl Store {
             .arg("title", imported.title.as_str())
             .arg("model", imported.model.as_str())
             .arg("created", rfc3339(&imported.created_at))
-            .arg("now", rfc3339(&Utc::now()));
+            .arg("now", rfc3339(&Utc::now()))
+            .arg("pinned", flag(imported.pinned))
+            .arg("archived", flag(imported.archived));
         let reply: Vec<String> = self.redis.call_replicated(call).await?;
         match reply.first().map(String::as_str) {
             Some("ok") => Ok(ImportStep::Exists),
@@ -148,6 +155,8 @@ mod tests {
             title: String::new(),
             model: String::new(),
             created_at: now,
+            pinned: false,
+            archived: false,
             entries: roles.map(|role| entry(role, Uuid::nil())).to_vec(),
         };
         imported.name_messages();
