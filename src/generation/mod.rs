@@ -493,7 +493,11 @@ impl Generations {
         session: SessionId,
         change: SessionChange,
     ) -> Result<(), StoreError> {
-        let mut update = Update::new(owner, session, change);
+        self.apply_update(Update::new(owner, session, change)).await
+    }
+
+    /// Applies a change of a session, and keeps it for a failover.
+    async fn apply_update(&self, mut update: Update) -> Result<(), StoreError> {
         self.store.update(&mut update).await?;
         self.keep(RedoEntry::Updated(update));
         Ok(())

@@ -20,7 +20,7 @@ use crate::ollama::{
     ChatMessage, ChatRole, Done, HostId, ModelRequest, OllamaError, Options, Think,
 };
 use crate::queue::{Ticket, TicketStatus};
-use crate::session::store::{Measured, Turn};
+use crate::session::store::{Measured, Turn, Update};
 use crate::session::{GenerationId, StoreError, shortened};
 use crate::telemetry::metric;
 
@@ -145,7 +145,7 @@ impl Generations {
         if title.is_empty() {
             return Err(Dropped::Failed);
         }
-        Ok(self.store.entitle(&owner, turn.session, &title).await?)
+        Ok(self.apply_update(Update::title_of_model(&owner, turn.session, title)).await?)
     }
 
     /// Returns what the model writes. The tokens of it and its prompt are in `used`, also where this is

@@ -7,17 +7,17 @@
 --             by                 user, or model
 --             pinned, archived   1 or 0, or empty: it stays
 --             metadata           as JSON, or empty: it stays
---             now                of the first call
---             epoch              in a repeat after a failover, the epoch of the session, as the first reply
---                                had it: what was changed later, or in another epoch, stays; else empty
--- Reply:      ok <epoch> | absent
--- Called by:  Store::update, Store::entitle
+--             now                of the first call, on the clock of its caller
+--             epoch, at          in a repeat after a failover, as the first reply had them: what was changed
+--                                later, or in another epoch, stays; else empty
+-- Reply:      ok <epoch> <at: microseconds of the change on the clock of Redis> | absent
+-- Called by:  Store::update
 
 -- Sets a field in one of the hashes of the session, or removes it where the value is nil, unless it was changed
 -- later.
-local function change(keys, args, hash, field, value)
+local function change(keys, args, at, hash, field, value)
   local changed = field .. '_at'
-  if args.epoch ~= '' and (redis.call('HGET', keys.session, changed) or '') > args.now then
+  if args.epoch ~= '' and tonumber(redis.call('HGET', keys.session, changed) or 0) > tonumber(at) then
     return
   end
   if value then
@@ -25,7 +25,7 @@ local function change(keys, args, hash, field, value)
   else
     redis.call('HDEL', hash, field)
   end
-  redis.call('HSET', keys.session, changed, args.now)
+  redis.call('HSET', keys.session, changed, at)
 end
 
 register {
@@ -33,21 +33,23 @@ register {
   version = 1,
   flags = {},
   keys = { 'session', 'messages' },
-  arguments = { 'owner', 'title', 'by', 'pinned', 'archived', 'metadata', 'now', 'epoch' },
+  arguments = { 'owner', 'title', 'by', 'pinned', 'archived', 'metadata', 'now', 'epoch', 'at' },
   run = function(keys, args)
     if not owned(keys, args.owner) then
       return { 'absent' }
     end
     local epoch = redis.call('HGET', keys.session, 'epoch')
     if args.epoch ~= '' and args.epoch ~= epoch then
-      return { 'ok', epoch }
+      return { 'ok', epoch, args.at }
     end
+    -- The clocks of replicas differ: the later of two changes is told by the clock of Redis.
+    local at = args.at ~= '' and args.at or string.format('%.0f', now_us())
     if args.by == 'model' then
       if redis.call('HSETNX', keys.session, 'titled', 1) == 1 then
         redis.call('HSET', keys.messages, 'title', args.title)
       end
     elseif args.title ~= '' then
-      change(keys, args, keys.messages, 'title', args.title)
+      change(keys, args, at, keys.messages, 'title', args.title)
       redis.call('HSET', keys.session, 'titled', 1)
       if args.epoch == '' then
         redis.call('HSET', keys.session, 'updated', args.now)
@@ -55,15 +57,15 @@ register {
     end
     if args.metadata ~= '' then
       local before = redis.call('HSTRLEN', keys.messages, 'metadata')
-      change(keys, args, keys.messages, 'metadata', args.metadata)
+      change(keys, args, at, keys.messages, 'metadata', args.metadata)
       local after = redis.call('HSTRLEN', keys.messages, 'metadata')
       redis.call('HINCRBY', keys.session, 'bytes', after - before)
     end
     for _, flag in ipairs({ 'pinned', 'archived' }) do
       if args[flag] ~= '' then
-        change(keys, args, keys.session, flag, args[flag] == '1' and 1 or nil)
+        change(keys, args, at, keys.session, flag, args[flag] == '1' and 1 or nil)
       end
     end
-    return { 'ok', epoch }
+    return { 'ok', epoch, at }
   end,
 }

@@ -25,24 +25,44 @@ pub struct Update {
     owner: Owner,
     session: SessionId,
     change: SessionChange,
-    /// When the change was made.
-    at: String,
+    /// Whether the title is the model's: it replaces the first question only.
+    #[serde(default)]
+    is_by_model: bool,
+    /// When the change was made, on the clock of this replica.
+    now: String,
     /// The epoch of the session, as Redis replied; empty before the first reply.
     epoch: String,
+    /// Microseconds of the change on the clock of Redis, as it replied; empty before the first reply.
+    #[serde(default)]
+    at: String,
 }
 
 impl Update {
     /// Creates a change of a session.
     pub fn new(owner: &Owner, session: SessionId, change: SessionChange) -> Self {
-        let at = rfc3339(&Utc::now());
-        Self { owner: owner.clone(), session, change, at, epoch: String::new() }
+        Self {
+            owner: owner.clone(),
+            session,
+            change,
+            is_by_model: false,
+            now: rfc3339(&Utc::now()),
+            epoch: String::new(),
+            at: String::new(),
+        }
+    }
+
+    /// Creates the change that gives a session a title of the model's, unless it has one of the user's or
+    /// the model's.
+    pub fn title_of_model(owner: &Owner, session: SessionId, title: String) -> Self {
+        let change = SessionChange { title: Some(title), ..SessionChange::default() };
+        Self { is_by_model: true, ..Self::new(owner, session, change) }
     }
 
     /// Returns the bytes of text that it keeps.
     pub fn bytes(&self) -> usize {
         let SessionChange { title, metadata, .. } = &self.change;
         let texts = [title, metadata].into_iter().flatten().map(String::len).sum::<usize>();
-        self.owner.key().len() + self.at.len() + self.epoch.len() + texts
+        self.owner.key().len() + self.now.len() + self.epoch.len() + self.at.len() + texts
     }
 }
 
@@ -53,50 +73,30 @@ impl Store {
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
     pub async fn update(&self, update: &mut Update) -> Result<(), StoreError> {
-        let epoch = self.call_update(update, "user").await?;
-        if update.epoch.is_empty() {
-            update.epoch = epoch;
-        }
-        Ok(())
-    }
-
-    /// Gives the session a title of the model's, unless it has one of the user's or the model's.
-    ///
-    /// # Errors
-    /// [`StoreError::Absent`], [`StoreError::Redis`].
-    pub async fn entitle(
-        &self,
-        owner: &Owner,
-        session: SessionId,
-        title: &str,
-    ) -> Result<(), StoreError> {
-        let title = Some(title.to_owned());
-        let change = SessionChange { title, ..SessionChange::default() };
-        self.call_update(&Update::new(owner, session, change), "model").await.map(drop)
-    }
-
-    /// Returns the epoch of the session.
-    async fn call_update(&self, update: &Update, by: &str) -> Result<String, StoreError> {
         let flag = |flag: Option<bool>| match flag {
             Some(true) => "1",
             Some(false) => "0",
             None => "",
         };
-        let Update { owner, session, change, at, epoch } = update;
+        let Update { owner, session, change, is_by_model, now, epoch, at } = &*update;
         let call = SessionKeys::of(*session)
             .call_with("jarvis_update_1", &["session", "messages"])
             .arg("owner", owner.key())
             .arg("title", change.title.as_deref().unwrap_or_default())
-            .arg("by", by)
+            .arg("by", if *is_by_model { "model" } else { "user" })
             .arg("pinned", flag(change.pinned))
             .arg("archived", flag(change.archived))
             .arg("metadata", change.metadata.as_deref().unwrap_or_default())
-            .arg("now", at.as_str())
-            .arg("epoch", epoch.as_str());
+            .arg("now", now.as_str())
+            .arg("epoch", epoch.as_str())
+            .arg("at", at.as_str());
         let reply: Vec<String> = self.redis.call(call).await?;
-        match reply.first().map(String::as_str) {
-            Some("ok") => field(&reply, 1),
-            _ => Err(StoreError::Absent),
+        if reply.first().map(String::as_str) != Some("ok") {
+            return Err(StoreError::Absent);
         }
+        if update.epoch.is_empty() {
+            (update.epoch, update.at) = (field(&reply, 1)?, field(&reply, 2)?);
+        }
+        Ok(())
     }
 }
