@@ -14,17 +14,18 @@ use crate::source::ShareKey;
 /// Bytes up to which work on them is done at once: a change of threads costs more than they do.
 pub const SMALL: usize = 64 << 10;
 
-/// As many run at a time as there are processors, and at most four: a body of 8 MiB that is parsed takes
+/// As many run at a time as there are processors, at least two and at most four: a body of 8 MiB that is parsed takes
 /// up to about 18 MiB in addition to its text, for which there is no room. The others wait, each with the
 /// bytes that it holds anyway.
 static PERMITS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(at_a_time())));
 
-/// The tasks that one network or user may have running, or waiting for a thread: half of the threads, so that
-/// work for others waits for no more than that.
-static SHARES: LazyLock<Shares> = LazyLock::new(|| Shares::new(at_a_time().div_ceil(2)));
+/// The tasks that one network or user may have running, or waiting for a thread: half of the threads at most,
+/// so that work for others waits for no more than that.
+static SHARES: LazyLock<Shares> = LazyLock::new(|| Shares::new(at_a_time() / 2));
 
+/// Two, also on one processor: the other half is there for others.
 fn at_a_time() -> usize {
-    available_parallelism().map_or(1, usize::from).min(4)
+    available_parallelism().map_or(2, usize::from).clamp(2, 4)
 }
 
 /// Returns the result of work on so many bytes, in the name of a network or a user where it is a client's. A
@@ -90,7 +91,7 @@ mod tests {
         const PIECES: usize = 24;
         static DONE: AtomicUsize = AtomicUsize::new(0);
         static RUNNING: AtomicUsize = AtomicUsize::new(0);
-        let half = at_a_time().div_ceil(2);
+        let half = at_a_time() / 2;
         let key = SourceKey::default();
         let network = |address: &str| {
             key.source(address.parse().expect("an address")).widest_network().expect("a network")
