@@ -14,6 +14,7 @@ use support::process::{LIMIT, Process, logged_jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
 fn id() -> String {
@@ -581,6 +582,41 @@ async fn a_handshake_has_no_body() {
         let connection = empty.headers["connection"].to_str().expect("text").to_ascii_lowercase();
         assert_eq!(connection, "upgrade");
     }
+}
+
+#[tokio::test]
+async fn a_websocket_is_logged_as_it_opens_and_as_it_closes_with_its_code() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
+    let (replica, log) = logged_jarvis(&redis.url(), &ollama.url);
+    let session = id();
+    for lost in [false, true] {
+        let (mut socket, _) = Socket::open(&replica, &format!("/ws?session_id={session}")).await;
+        if !lost {
+            socket.frame(Message::Close(None)).await;
+            socket.end().await;
+        }
+        drop(socket);
+    }
+    let mut lines = Vec::new();
+    let complete = eventually(LIMIT, async || {
+        let log = std::fs::read_to_string(&log).expect("the log");
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines = events
+            .filter(|line| line["status"] == 101 || line["message"] == "websocket closed")
+            .collect();
+        lines.len() == 4
+    });
+    assert!(complete.await, "{lines:?}");
+    let shortened = &session[..8];
+    let of = |name: &'static str| lines.iter().filter(move |line| line["message"] == name);
+    for opened in of("request handled") {
+        let request = &opened["spans"][0];
+        assert_eq!(request["session"], shortened, "{opened}");
+        assert!(request["request_id"].as_str().is_some_and(|id| !id.is_empty()), "{opened}");
+    }
+    let closed: Vec<_> = of("websocket closed").map(|line| line["code"].clone()).collect();
+    assert_eq!(closed, [1005, 1006]);
+    assert!(of("websocket closed").all(|line| line["session"] == shortened), "{lines:?}");
 }
 
 #[tokio::test]

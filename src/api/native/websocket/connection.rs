@@ -142,6 +142,8 @@ impl Connection {
         if matches!(end, CloseReason::Lost) {
             Box::pin(self.receive_rest()).await;
         }
+        // The line of its handshake has the same session, and the id of that request.
+        tracing::info!(code = end.code(), session = self.session.redacted(), "websocket closed");
         let (socket, requests) = self.into_parts();
         // The closing handshake needs only the socket, so all else is dropped before.
         Box::pin(async {

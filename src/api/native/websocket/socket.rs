@@ -78,7 +78,7 @@ impl CloseReason {
 impl CloseReason {
     /// Returns the code by which the close is counted: 1005 for a close without a code, and 1006 for
     /// a lost connection, as RFC 6455 reserves them.
-    fn code(&self) -> u16 {
+    pub fn code(&self) -> u16 {
         match self {
             Self::Client(Some(frame)) | Self::Server(frame) => frame.code.into(),
             Self::Client(None) => 1005,
