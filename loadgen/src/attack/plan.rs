@@ -110,17 +110,9 @@ impl AttackKind {
         }
         // The parts claim other addresses than the attacks alone, and than those of another one.
         let block = FIRST_BLOCK + BLOCK * (1 + u8::from(self == Self::Everything));
-        let holding = parts.iter().filter(|part| part.holds_connections()).count();
-        let connections = attack.connections / holding.max(1);
+        // Slow connections and garbage are two parts each: as many of both as one attack alone holds.
+        let connections = attack.connections / 2;
         join_all(parts.iter().map(|part| part.run_from(block, target, attack, connections))).await;
-    }
-
-    /// Returns whether the attack holds connections.
-    fn holds_connections(self) -> bool {
-        matches!(
-            self,
-            Self::SlowHttp1 | Self::SlowHttp2 | Self::Garbage | Self::GarbageSockets | Self::Unread
-        )
     }
 
     /// Attacks from the addresses of this block, and with so many connections where it holds some.
