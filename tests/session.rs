@@ -615,7 +615,6 @@ async fn clear_stops_the_running_turn_and_delete_leaves_cursors_that_never_come_
     let (running, _) = replica.accept(session, "r").await;
     replica.answer(&running, &["part"]).await;
     let (waiting, _) = replica.accept(session, "w").await;
-    // A late reader would read the events that the clear has left.
     let before =
         [read_until(&mut reader, "accepted").await, read_until(&mut reader, "accepted").await];
     assert_eq!(
@@ -627,9 +626,11 @@ async fn clear_stops_the_running_turn_and_delete_leaves_cursors_that_never_come_
         Written::Fenced
     );
     assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Gone);
-    let deltas = format!("{} {}", before.join(" "), read_until(&mut reader, "cleared").await);
-    let expected = "accepted started [part] accepted cancelled(part) cancelled() cleared";
-    assert_eq!(deltas, expected);
+    assert_eq!(before.join(" "), "accepted started [part] accepted");
+    let after = read_until(&mut reader, "cleared").await;
+    // Where its feed reads Redis meanwhile, a reader gets what the clear has left, as a late one does.
+    let left = "restart(0) cancelled() cancelled() cleared";
+    assert!(["cancelled(part) cancelled() cleared", left].contains(&&*after), "{after}");
     let before = reader.cursor();
     replica.store.clear(&mut Clearing::new(&Owner::Anonymous, session, true)).await.unwrap();
     let gone = replica.store.describe(&Owner::Anonymous, session).await;
@@ -945,6 +946,29 @@ async fn a_change_of_a_session_that_is_applied_again_leaves_what_was_changed_lat
     let before = of_session().await;
     store.update(&mut first).await.expect("nothing to change");
     assert_eq!(of_session().await.title, before.title);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_title_of_the_model_that_a_failover_lost_is_given_again_unless_the_user_gave_one() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let (store, owner) = (&replica.store, Owner::Anonymous);
+    for of_user in [None, Some("mine")] {
+        let session = SessionId::random();
+        replica.whole_turn(session, "q", &["a"]).await;
+        let title = async || store.describe(&owner, session).await.expect("a session").info.title;
+        redis.remember();
+        let mut of_model = Update::title_of_model(&owner, session, "of the model".to_owned());
+        store.update(&mut of_model).await.expect("a title");
+        assert_eq!(title().await, "of the model");
+        redis.cli(&["SWAPDB", "0", "1"]);
+        assert_eq!(title().await, "q");
+        if let Some(of_user) = of_user {
+            store.update(&mut titled(&owner, session, of_user)).await.expect("a change");
+        }
+        store.update(&mut of_model).await.expect("the same again");
+        assert_eq!(title().await, of_user.unwrap_or("of the model"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

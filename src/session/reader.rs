@@ -224,7 +224,11 @@ impl Reader {
                 return Delivered::Lost;
             }
             match self.advance() {
-                Advance::Delta(delta) => return Delivered::Delta(delta),
+                Advance::Delta(delta) => {
+                    // The windows serve the cursor: what was attempted before, and waited for, is past.
+                    self.attempts = None;
+                    return Delivered::Delta(delta);
+                }
                 Advance::Moved | Advance::Nothing => changed.await,
                 Advance::Redis => {
                     // Boxed: the future is large and rare, and every idle socket would reserve it.
