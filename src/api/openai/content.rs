@@ -83,6 +83,8 @@ pub fn read(
             params.only("logprobs", "[]", is_empty)?;
             // The text as an object, as `parse` and `stream` of OpenAI's packages add it.
             params.ignore(&["parsed"]);
+        } else {
+            params.unsupported(&["prompt_cache_breakpoint"])?;
         }
         params.finish()?;
     }

@@ -149,7 +149,7 @@ pub fn effort(params: &mut Params<'_>, name: &'static str) -> Result<Reasoning, 
         Some("low") => Ok(Reasoning::Effort(Effort::Low)),
         Some("medium") => Ok(Reasoning::Effort(Effort::Medium)),
         Some("high") => Ok(Reasoning::Effort(Effort::High)),
-        Some("minimal" | "xhigh") => {
+        Some("minimal" | "xhigh" | "max") => {
             let msg = "is supported as none, low, medium and high";
             Err(params.refuse(name, UNSUPPORTED_VALUE, msg))
         }
@@ -258,6 +258,7 @@ mod tests {
             ("verbosity", json!("low"), "unsupported_parameter"),
             ("web_search_options", json!({}), "unsupported_parameter"),
             ("reasoning_effort", json!("minimal"), "unsupported_value"),
+            ("reasoning_effort", json!("max"), "unsupported_value"),
             ("keep_alive", json!(0), "unknown_parameter"),
             ("options", json!({"num_ctx": 1}), "unknown_parameter"),
         ] {
@@ -385,6 +386,12 @@ mod tests {
                 json!([{"role": "user", "content": [{"type": "input_audio"}]}]),
                 "messages[0].content[0].type",
                 "unsupported_value",
+            ),
+            (
+                json!([{"role": "user", "content": [
+                    {"type": "text", "text": "x", "prompt_cache_breakpoint": {}}]}]),
+                "messages[0].content[0].prompt_cache_breakpoint",
+                "unsupported_parameter",
             ),
             (
                 json!([{"role": "tool", "content": "x"}]),

@@ -109,9 +109,6 @@ fn read_item(
     let mut params = Params::of_value(value, &path)?;
     // Clients send the items of an earlier reply as they came.
     params.text("id")?;
-    params.only("status", "completed or incomplete", |value| {
-        *value == "completed" || *value == "incomplete"
-    })?;
     let kind = match params.text("type")? {
         None if params.value("role").is_some() => "message",
         None => params.required_text("type")?,
@@ -136,7 +133,7 @@ fn read_item(
             ItemContent::Call(call)
         }
         "function_call_output" => {
-            params.unsupported(&["caller"])?;
+            params.unsupported(&["caller", "name", "namespace"])?;
             let call = params.required_text("call_id")?.to_owned();
             let path = params.path_of("output");
             let output = params.required("output")?;
@@ -153,6 +150,9 @@ fn read_item(
             return Err(params.refuse("type", UNSUPPORTED_VALUE, msg));
         }
     };
+    params.only("status", "completed or incomplete", |value| {
+        *value == "completed" || *value == "incomplete"
+    })?;
     params.finish()?;
     Ok(InputItem { path, content })
 }
@@ -400,6 +400,11 @@ mod tests {
             (json!(["hi"]), "input[0]", "invalid_type"),
             (json!([{"content": "x"}]), "input[0].type", "missing_required_parameter"),
             (json!([{"type": "item_reference", "id": "x"}]), "input[0].type", "unsupported_value"),
+            (
+                json!([{"type": "web_search_call", "status": "searching"}]),
+                "input[0].type",
+                "unsupported_value",
+            ),
             (json!([{"role": "robot", "content": "x"}]), "input[0].role", "invalid_value"),
             (json!([{"role": "user"}]), "input[0].content", "missing_required_parameter"),
             (json!([{"role": "user", "content": 1}]), "input[0].content", "invalid_type"),
@@ -449,6 +454,12 @@ mod tests {
                 json!([{"type": "function_call_output", "call_id": "c", "output": "x"}]),
                 "input[0].call_id",
                 "invalid_value",
+            ),
+            (
+                json!([{"type": "function_call_output", "call_id": "c", "output": "x",
+                    "namespace": "n"}]),
+                "input[0].namespace",
+                "unsupported_parameter",
             ),
             (
                 json!([{"type": "reasoning", "summary": [], "encrypted_content": "x"}]),

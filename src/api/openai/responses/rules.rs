@@ -148,6 +148,7 @@ fn read_tool(value: &Value, text: Option<&str>, path: &str) -> Result<ReadTool, 
         None => None,
     };
     let is_strict = strictness(&mut tool)?;
+    tool.unsupported(&["allowed_callers", "async", "defer_loading", "output_schema"])?;
     tool.finish()?;
     let mut function = format!(r#"{{"name":{name}"#);
     for (field, text) in [
@@ -248,6 +249,11 @@ mod tests {
                     "parameters": {"properties": {"a": {"pattern": "a"}}}})),
                 "tools[0].parameters",
                 "unsupported_value",
+            ),
+            (
+                tool(json!({"type": "function", "name": "f", "output_schema": {}})),
+                "tools[0].output_schema",
+                "unsupported_parameter",
             ),
             (
                 tool(json!({"type": "function", "name": "f", "parameters": []})),
