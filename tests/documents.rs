@@ -190,6 +190,19 @@ fn every_redis_of_the_deployments_frees_large_values_in_the_background() {
     }
 }
 
+#[test]
+fn the_deployments_for_one_machine_accept_its_own_names_alone() {
+    for (file, line) in [
+        (
+            "docker-compose.yml",
+            "JARVIS_ALLOWED_HOSTS: ${JARVIS_ALLOWED_HOSTS:-localhost,127.0.0.1}",
+        ),
+        ("k8s/overlays/local/kustomization.yaml", "- JARVIS_ALLOWED_HOSTS=localhost,127.0.0.1"),
+    ] {
+        assert!(read(file).lines().any(|it| it.trim() == line), "{file} has no line {line}");
+    }
+}
+
 /// Returns the rows of the table below a heading of a document, without its head.
 fn rows<'a>(document: &'a str, heading: &str) -> Vec<&'a str> {
     let (_, section) = document.split_once(heading).unwrap_or_else(|| panic!("no {heading}"));
