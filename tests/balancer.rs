@@ -169,8 +169,12 @@ async fn errors_of_nginx_itself_are_problem_documents_and_operators_paths_are_no
     let (_redis, _ollama, replicas) = fleet(1, &[]).await;
     let nginx = Nginx::deployed(&replicas).await;
     let url = |path: &str| format!("http://{}{path}", nginx.ours);
+    let of_replica = get(&replicas[0], "/api/v1/models").await.headers;
     let problem = |reply: &Reply, status: u16, code: &str| {
         assert_eq!(reply.headers["content-type"], "application/problem+json");
+        for name in ["content-security-policy", "x-content-type-options", "cache-control"] {
+            assert_eq!(reply.headers[name], of_replica[name], "{status} {name}");
+        }
         assert_eq!((reply.status, &reply.body["code"]), (status, &json!(code)));
         assert_eq!(reply.body["status"], json!(status));
         assert!(reply.body["detail"].is_string());

@@ -256,6 +256,9 @@ async fn health_probes_are_answered_when_strangers_hold_all_connections() {
     assert!(eventually(LIMIT, probed).await, "no answer");
     let refused = get(&replica, "/api/v1/models").await;
     assert_eq!((refused.status, &refused.body["code"]), (503, &json!("too_many_connections")));
+    // It passed no middleware.
+    assert_eq!(refused.headers["x-content-type-options"], "nosniff");
+    assert!(refused.headers.contains_key("content-security-policy"), "{:?}", refused.headers);
     drop(held);
     let served = async || get(&replica, "/api/v1/models").await.status == 200;
     assert!(eventually(LIMIT, served).await, "the connections do not come back");

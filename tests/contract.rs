@@ -5,12 +5,12 @@ mod support;
 
 use serde_json::{Value, json};
 use support::client::{
-    Socket, get, http, joined, kinds, narrow, post, send, server_sent, until_ok,
+    Socket, get, http, joined, kinds, narrow, post, send, server_sent, until_ok, with,
 };
 use support::eventually;
 use support::host::stat;
 use support::metrics::metrics;
-use support::process::{LIMIT, Process, logged_jarvis, ollama_sim};
+use support::process::{LIMIT, Process, logged, logged_jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -104,12 +104,16 @@ async fn a_client_that_keeps_sending_invalid_messages_is_closed_and_so_is_one_th
 {
     let Setup { replica, .. } = &setup("500", &[]).await;
     let (mut socket, _) = Socket::open(replica, "/ws").await;
-    for _ in 0..25 {
+    for _ in 0..20 {
         socket.text("rubbish").await;
+        assert_eq!(socket.event().await["code"], "json_invalid");
     }
+    socket.say(&json!({"type": "ping"})).await;
+    assert_eq!(socket.event().await["type"], "pong");
+    // The 21st within ten seconds.
+    socket.text("rubbish").await;
     let (events, close) = socket.end().await;
-    assert_eq!(close.expect("a close").0, 1008);
-    assert!(events.iter().all(|event| event["code"] == "json_invalid"));
+    assert_eq!((events.len(), close.expect("a close").0), (0, 1008));
     let (mut socket, _) = Socket::open(replica, "/ws").await;
     socket.text(&" ".repeat((512 << 10) + 1)).await;
     assert_eq!(socket.end().await.1.expect("a close").0, 1009);
@@ -584,6 +588,32 @@ async fn a_handshake_has_no_body() {
     }
 }
 
+/// Begins a session by a key, one by a response, a conversation, and a session on a socket by a key of its
+/// own. Returns the texts that open these sessions, or repeat their turns.
+async fn named_sessions(replica: &Process) -> Vec<String> {
+    let [key, message_id, of_socket] = [(); 3].map(|()| id());
+    let question = json!({"message": "[[tokens=2]] hi"});
+    let keyed = http().post(format!("{}/api/v1/chat", replica.url)).header("Idempotency-Key", &key);
+    let keyed = send(keyed.json(&question)).await;
+    assert_eq!(keyed.status, 200, "{}", keyed.body);
+    let request = json!({"model": "tinyllama", "input": "[[tokens=2]] hi"});
+    let response = post(replica, "/v1/responses", &request).await;
+    let conversation = post(replica, "/v1/conversations", &json!({})).await;
+    let [response, conversation] = [&response, &conversation].map(|reply| text(&reply.body, "id"));
+    for path in [format!("/v1/responses/{response}"), format!("/v1/conversations/{conversation}")] {
+        assert_eq!(get(replica, &path).await.status, 200, "{path}");
+        assert_eq!(get(replica, &format!("{path}/nothing")).await.status, 404, "{path}");
+    }
+    let (mut socket, _) = Socket::open(replica, &format!("/ws?session_id={of_socket}")).await;
+    socket.say(&with(question, "message_id", json!(message_id))).await;
+    socket.until("stream_end").await;
+    let digits = [response, conversation].map(|id| id.split_once('_').expect("an id").1.to_owned());
+    let session = text(&keyed.body, "session_id").to_owned();
+    let names = [key, message_id, of_socket, session];
+    let bare = names.clone().map(|name| name.replace('-', ""));
+    names.into_iter().chain(bare).chain(digits).collect()
+}
+
 #[tokio::test]
 async fn a_websocket_is_logged_as_it_opens_and_as_it_closes_with_its_code() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
@@ -620,9 +650,10 @@ async fn a_websocket_is_logged_as_it_opens_and_as_it_closes_with_its_code() {
 }
 
 #[tokio::test]
-async fn no_log_line_holds_the_identifier_of_a_session_whatever_the_path() {
+async fn no_log_line_holds_the_identifier_of_a_session_or_a_key_whatever_the_path() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
-    let (replica, log) = logged_jarvis(&redis.url(), &ollama.url);
+    let settings = [("JARVIS_LOG", "debug,fred=off"), ("JARVIS_LOG_FORMAT", "json")];
+    let (replica, log) = logged(&redis.url(), &ollama.url, &settings);
     let replica = &replica;
     until_ok(replica, "/health/ready").await;
     let session = id();
@@ -653,14 +684,17 @@ async fn no_log_line_holds_the_identifier_of_a_session_whatever_the_path() {
         let put = http().put(format!("{}{path}", replica.url));
         assert_eq!(send(put).await.status, 405);
     }
+    let mut names = named_sessions(replica).await;
+    names.extend([session, bare]);
     let mut lines = String::new();
     let complete = eventually(LIMIT, async || {
         lines = std::fs::read_to_string(&log).expect("the log");
-        lines.matches("request handled").count() >= paths.len() + 8
+        lines.matches("request handled").count() >= paths.len() + 16
     });
     assert!(complete.await, "the log has not all requests");
+    assert!(lines.contains(r#""level":"DEBUG""#), "the log is at debug");
     let lower = lines.to_ascii_lowercase();
-    for secret in [&session[1..], &bare[1..]] {
+    for secret in names.iter().map(|name| &name[1..]) {
         assert!(
             !lower.contains(secret),
             "{}",
@@ -673,5 +707,5 @@ async fn no_log_line_holds_the_identifier_of_a_session_whatever_the_path() {
     assert!(lines.contains("/api/v1/chat/sessions/{session_id}"), "the route is not in the log");
     let metrics = metrics(replica).await.to_ascii_lowercase();
     assert!(metrics.contains(r#"route="/api/v1/chat/sessions/{session_id}""#), "no route");
-    assert!(!metrics.contains(&session[1..]) && !metrics.contains(&bare[1..]));
+    assert!(names.iter().all(|name| !metrics.contains(&name[1..])), "{metrics}");
 }

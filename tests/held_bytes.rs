@@ -41,15 +41,17 @@ async fn most_held(replica: &Process, before: f64) -> f64 {
     most - before
 }
 
-/// Returns how many of these connections got a whole head of a refusal with a time to retry, of those
-/// that can be read without waiting long.
+/// Returns how many of these connections got a whole head of a refusal with a time to retry and the headers
+/// for browsers, of those that can be read without waiting long.
 async fn refused(held: &mut [TcpStream]) -> usize {
     let heads = held.iter_mut().map(async |stream| {
         let mut bytes = [0; 2048];
         let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut bytes)).await;
         let read = read.map_or(0, Result::unwrap_or_default);
         let reply = String::from_utf8_lossy(&bytes[..read]).to_lowercase();
-        reply.starts_with("http/1.1 503") && reply.contains("\r\nretry-after: 5\r\n")
+        reply.starts_with("http/1.1 503")
+            && reply.contains("\r\nretry-after: 5\r\n")
+            && reply.contains("\r\ncontent-security-policy: default-src 'none'")
     });
     join_all(heads).await.into_iter().filter(|is_refused| *is_refused).count()
 }

@@ -248,7 +248,7 @@ async fn bodies_that_do_not_end_cost_a_bounded_number_of_bytes_a_connection() {
 type Flood<'a> = (&'a str, Box<dyn Fn(u32) -> Vec<u8> + 'a>);
 
 #[tokio::test]
-async fn control_frames_without_end_are_cut_off_and_cost_no_other_client_anything() {
+async fn control_frames_without_end_are_cut_off_and_the_replica_goes_on() {
     // The frames of a flood, at most.
     const MOST: u32 = 200_000;
     let Setup { replica, .. } = &setup("0", &[ON]).await;

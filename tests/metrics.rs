@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use futures_util::{StreamExt, stream};
+use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{Socket, http, kinds, post, send, until_ok};
 use support::eventually;
@@ -195,6 +196,40 @@ async fn sessions_add_no_series(sessions: usize) {
     let after = series(replica).await;
     let added: Vec<_> = after.difference(&before).collect();
     assert!(added.is_empty(), "{} series, and then also {added:?}", before.len());
+}
+
+#[tokio::test]
+async fn paths_and_methods_that_clients_choose_add_no_series() {
+    let Setup { replica, .. } = &setup("0", &[]).await;
+    let client = http();
+    let ask = async |number: usize| {
+        let chosen = Method::from_bytes(format!("M{number}").as_bytes()).expect("a method");
+        let path = format!("/x{number}");
+        for (method, path) in
+            [(&Method::GET, &*path), (&chosen, &*path), (&chosen, "/api/v1/models")]
+        {
+            let request = client.request(method.clone(), format!("{}{path}", replica.url));
+            let status = send(request).await.status;
+            assert!(matches!(status, 404 | 405), "{method} {path}: {status}");
+        }
+    };
+    let of_requests = async || {
+        let series = series(replica).await.into_iter();
+        series.filter(|series| series.starts_with("jarvis_http_")).collect::<BTreeSet<_>>()
+    };
+    ask(0).await;
+    // A request for metrics is counted, too.
+    of_requests().await;
+    let before = of_requests().await;
+    for part in [r#"method="OTHER""#, r#"route="none""#] {
+        assert!(before.iter().any(|series| series.contains(part)), "no {part} in {before:?}");
+    }
+    for number in 1..=200 {
+        ask(number).await;
+    }
+    assert_eq!(of_requests().await, before);
+    let text = metrics(replica).await;
+    assert!(!text.contains("M200") && !text.contains("x200"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -435,8 +435,12 @@ async fn images_of_the_largest_size_pass_nginx_in_every_api() {
 async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
     let (_redis, _ollama, replicas) = &fleet().await;
     let nginx = Nginx::deployed(&replicas[..1]).await;
+    let of_replica = get(&replicas[0], "/v1/models").await.headers;
     let text = |reply: &Reply, path: &str| {
         assert_eq!(reply.headers["content-type"], "application/json", "{path}");
+        for name in ["content-security-policy", "x-content-type-options", "cache-control"] {
+            assert_eq!(reply.headers[name], of_replica[name], "{path} {name}");
+        }
         let error = &reply.body["error"];
         let text = if path.starts_with("/v1/") { &error["message"] } else { error };
         (reply.status, text.as_str().expect("a text").to_owned())

@@ -8,8 +8,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::json;
-use support::client::{Socket, get, http, until_ok};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use support::client::{Socket, get, http, until_ok, with};
 use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{Connection, RedisServer, Reply, Users};
@@ -427,6 +428,26 @@ async fn all_replicas_digest_an_address_by_one_key_which_a_setting_keeps_out_of_
 }
 
 #[tokio::test]
+async fn no_log_line_holds_the_address_of_a_client_or_its_digest() {
+    const ADDRESS: &str = "192.0.2.1";
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    let settings = [("JARVIS_TRUSTED_PROXIES", "127.0.0.1"), ("JARVIS_LOG", "debug,fred=off")];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let sources = sources_of(&redis, &replica, ADDRESS, 1).await;
+    assert_eq!(sources.len(), 1);
+    let nothing = http().get(format!("{}/nothing", replica.url)).header("x-forwarded-for", ADDRESS);
+    assert_eq!(nothing.bearer_auth("a.b.c").send().await.expect("a response").status(), 401);
+    let mut log = String::new();
+    let logged = async || {
+        log = std::fs::read_to_string(replica.log()).expect("a log");
+        log.contains("turn ended") && log.contains("sign-in refused")
+    };
+    assert!(eventually(LIMIT, logged).await, "{log}");
+    assert!(!log.contains(ADDRESS) && !log.contains(&sources[0]), "{log}");
+}
+
+#[tokio::test]
 async fn the_file_of_redis_users_lets_a_replica_serve_and_others_only_ping() {
     let redis = RedisServer::start_as(Users::Installed);
     let ollama = ollama_sim(&["--rate", "0"]);
@@ -495,6 +516,25 @@ async fn the_file_of_redis_users_lets_a_replica_serve_and_others_only_ping() {
     assert_eq!(&reply, b"-NOAUTH");
 }
 
+/// Returns a request of every kind that needs a model host: its path and its body.
+fn asked_of_hosts(session: &str) -> Vec<(&'static str, Value)> {
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let texts = json!({"model": "tinyllama", "input": "hi"});
+    let mut requests = vec![("/v1/embeddings", texts.clone()), ("/api/embed", texts)];
+    for stream in [true, false] {
+        let model = json!({"model": "tinyllama", "stream": stream});
+        let of_model = |name: &str, value: &Value| with(model.clone(), name, value.clone());
+        requests.extend([
+            (CHAT, json!({"message": "hi", "session_id": session, "stream": stream})),
+            ("/v1/chat/completions", of_model("messages", &messages)),
+            ("/v1/responses", of_model("input", &json!("hi"))),
+            ("/api/chat", of_model("messages", &messages)),
+            ("/api/generate", of_model("prompt", &json!("hi"))),
+        ]);
+    }
+    requests
+}
+
 #[tokio::test]
 async fn no_reply_and_no_event_names_the_address_of_a_host_or_of_redis_when_they_fail() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "20"]));
@@ -508,6 +548,7 @@ async fn no_reply_and_no_event_names_the_address_of_a_host_or_of_redis_when_they
     let (mut socket, first) = Socket::open(&replica, "/ws").await;
     seen.push(first.to_string());
     let session = uuid::Uuid::new_v4();
+    let requests = asked_of_hosts(&session.to_string());
     let paths = [
         "/health".to_owned(),
         "/health/ready".to_owned(),
@@ -518,19 +559,27 @@ async fn no_reply_and_no_event_names_the_address_of_a_host_or_of_redis_when_they
         "/api/v1/usage".to_owned(),
         "/api/v1/chat/sessions".to_owned(),
         format!("/api/v1/chat/sessions/{session}"),
-        format!("/api/v1/chat/sessions/{session}/export"),
         format!("/api/v1/chat/sessions/{session}/events"),
+        "/api/v1/chat/export".to_owned(),
+        "/v1/models".to_owned(),
+        "/v1/models/tinyllama".to_owned(),
+        format!("/v1/responses/resp_{}", session.simple()),
+        format!("/v1/conversations/conv_{}", session.simple()),
+        "/api/tags".to_owned(),
+        "/api/ps".to_owned(),
     ];
     let ask_all = async |seen: &mut Vec<String>| {
         for path in &paths {
             let request = http().get(format!("{}{path}", replica.url));
             seen.push(whole(request.timeout(Duration::from_secs(10))).await);
         }
-        for stream in [true, false] {
-            let body = json!({"message": "hi", "session_id": session, "stream": stream});
-            let request = http().post(format!("{}{CHAT}", replica.url)).json(&body);
-            seen.push(whole(request.timeout(Duration::from_secs(30))).await);
-        }
+        let asked = requests.iter().map(async |(path, body)| {
+            let request = http().post(format!("{}{path}", replica.url)).json(body);
+            let reply = whole(request.timeout(Duration::from_secs(30))).await;
+            assert!(reply.contains("error") || reply.contains("code"), "{path}: {reply}");
+            reply
+        });
+        seen.extend(join_all(asked).await);
     };
     // The host fails in the middle of an answer, and before one.
     socket.say(&json!({"message": "[[tokens=400]] go on"})).await;
@@ -553,9 +602,11 @@ async fn no_reply_and_no_event_names_the_address_of_a_host_or_of_redis_when_they
     seen.extend(socket.until("error").await.iter().map(ToString::to_string));
     assert!(seen.iter().any(|text| text.contains("store_unavailable")), "Redis did not fail");
     assert!(seen.iter().any(|text| text.contains("host")), "no host failed");
+    let ports = ports.map(|port| format!(":{port}"));
+    let parts = ["127.0.0.1", "localhost", "http://", "redis://", "os error"].map(str::to_owned);
     for text in &seen {
-        for port in &ports {
-            assert!(!text.contains(&format!(":{port}")), "{port}: {text}");
+        for part in ports.iter().chain(&parts) {
+            assert!(!text.contains(part), "{part}: {text}");
         }
     }
 }

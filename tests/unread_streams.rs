@@ -159,6 +159,8 @@ async fn snapshots_on_sockets_that_are_not_read_are_held_within_the_room_of_thei
     assert!(eventually(LIMIT, few).await, "sockets without room are not closed");
     let refused = refused(held, "as many unread bytes as it may").await;
     assert!(refused > STREAMS / 2, "only {refused} were refused");
+    let closed = gauge(replica, r#"jarvis_websockets_closed_total{code="1013"}"#).await;
+    assert!(closed > 0.0, "no socket was closed with 1013");
     other().await;
 }
 

@@ -301,6 +301,25 @@ pub(super) async fn apply(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::store::SessionChange;
+
+    #[test]
+    fn the_oldest_entries_are_removed_where_all_keep_too_many_bytes() {
+        let mut kept = KeptEntries::default();
+        let session = SessionId::random();
+        let cancel = Cancellation::new(&Owner::Anonymous, session, None);
+        kept.push(Instant::now(), RedoEntry::Cancelled(cancel));
+        for _ in 0..4 {
+            let title = Some("x".repeat(BYTES / 4));
+            let change = SessionChange { title, ..SessionChange::default() };
+            let update = Update::new(&Owner::Anonymous, session, change);
+            kept.push(Instant::now(), RedoEntry::Updated(update));
+        }
+        let are_updates =
+            kept.entries.iter().all(|entry| matches!(entry.write, RedoEntry::Updated(_)));
+        assert_eq!((kept.entries.len(), are_updates), (3, true));
+        assert!((BYTES / 4 * 3..=BYTES).contains(&kept.bytes), "{}", kept.bytes);
+    }
 
     #[test]
     fn entries_are_removed_by_time_though_no_other_is_added() {

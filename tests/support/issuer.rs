@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256,
@@ -16,6 +17,12 @@ use ring::signature::{
 use serde_json::{Value, json};
 
 use super::tokens::{base64url, claims, signed};
+
+/// What stands before the public half of an RSA key of 2,048 bits in the file of a public key (RFC 5280).
+const RSA_PREFIX: [u8; 24] = [
+    0x30, 0x82, 0x01, 0x22, 0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01,
+    0x01, 0x05, 0x00, 0x03, 0x82, 0x01, 0x0f, 0x00,
+];
 
 /// The audience of the service in the tests.
 pub const AUDIENCE: &str = "jarvis-tests";
@@ -138,6 +145,22 @@ impl Key {
         key["kid"] = json!(id);
         key["use"] = json!("sig");
         key
+    }
+
+    /// Returns the public half in the forms that strangers know: of an RSA key its bytes, its modulus as text
+    /// and as bytes, and the text of its file (PEM); of the others the point.
+    pub fn public_forms(&self) -> Vec<Vec<u8>> {
+        let key = match self {
+            Self::Rsa(key) => key.public(),
+            Self::P256(key) => return vec![key.public_key().as_ref().to_vec()],
+            Self::Ed25519(key) => return vec![key.public_key().as_ref().to_vec()],
+        };
+        let RsaPublicKeyComponents::<Vec<u8>> { n, .. } = key.into();
+        let file = BASE64_STANDARD.encode([&RSA_PREFIX[..], key.as_ref()].concat());
+        let lines: Vec<_> = file.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+        let lines = lines.join("\n");
+        let pem = format!("-----BEGIN PUBLIC KEY-----\n{lines}\n-----END PUBLIC KEY-----\n");
+        vec![key.as_ref().to_vec(), base64url(&n).into_bytes(), n, pem.into_bytes()]
     }
 
     /// Returns the algorithm of the key.

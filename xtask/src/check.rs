@@ -243,6 +243,11 @@ fn tests(filter: &str, tally: &mut Tally) -> anyhow::Result<Outcome> {
 }
 
 /// Adds up the closing lines of nextest or of cargo test.
+/// Returns how many tests passed in the output of a test runner.
+pub fn passed(text: &str) -> u64 {
+    count(text).passed
+}
+
 fn count(text: &str) -> Tally {
     let mut tally = Tally::default();
     for line in text.lines() {
