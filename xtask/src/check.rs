@@ -242,12 +242,12 @@ fn tests(filter: &str, tally: &mut Tally) -> anyhow::Result<Outcome> {
     Ok(Outcome { ok: code == 0, text })
 }
 
-/// Adds up the closing lines of nextest or of cargo test.
-/// Returns how many tests passed in the output of a test runner.
+/// Returns how many tests passed, by the output of nextest or of cargo test.
 pub fn passed(text: &str) -> u64 {
-    count(text).passed
+    count(&without_colour(text)).passed
 }
 
+/// Adds up the closing lines of nextest or of cargo test.
 fn count(text: &str) -> Tally {
     let mut tally = Tally::default();
     for line in text.lines() {
