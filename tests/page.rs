@@ -122,7 +122,18 @@ async fn images_are_chosen_pasted_sent_and_a_part_of_what_follows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_asked_for_and_lost_with_a_connection_is_asked_for_again() {
-    let checks = ["first history", "branch", "slow", "refused", "late", "earlier", "stop"];
+    let checks = [
+        "first history",
+        "branch",
+        "slow",
+        "refused",
+        "late",
+        "earlier",
+        "stop",
+        "silent",
+        "at once",
+        "close codes",
+    ];
     passes(&fleet(&[]).await, "lost.mjs", &[], &checks).await;
 }
 
@@ -152,7 +163,7 @@ async fn what_is_written_and_not_sent_survives_reloads_and_is_the_same_in_two_ta
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_user_chooses_reaches_the_model_and_the_focus_is_never_lost() {
     let fleet = fleet(&[]).await;
-    let checks = ["model", "settings", "copy", "drop", "calm", "focus"];
+    let checks = ["model", "settings", "two tabs", "copy", "drop", "calm", "focus"];
     passes(&fleet, "settings.mjs", &[&fleet.ollama.url], &checks).await;
 }
 

@@ -47,10 +47,14 @@ await run(async (context) => {
   same(String(wire.connections), String(opened), "the connections");
   report({ check: "renewed" });
 
+  const tab = await open(context);
+  await tab.click(".chosen");
+  const instructions = tab.getByLabel("Instructions for the model");
   await page.fill("#question", "a secret draft");
   await page.click(".chosen");
   await page.getByLabel("Instructions for the model").fill("secret instructions");
   await page.keyboard.press("Escape");
+  await eventually(tab, async () => (await instructions.inputValue()) === "secret instructions", "another tab has them");
   takeDown(wire);
   await page.waitForFunction(() => !document.querySelector(".light").matches(".open"));
   await ask(page, "a secret question");
@@ -63,5 +67,10 @@ await run(async (context) => {
   check(!kept.includes("secret"), kept);
   check(kept.includes("a draft of nobody") && kept.includes(id), "what was there before stays");
   same(await page.inputValue("#question"), "", "the field");
+  // Another tab neither has the instructions any more, nor writes them again.
+  await eventually(tab, async () => (await instructions.inputValue()) === "", "another tab forgets them");
+  await tab.locator('dialog input[type="range"]').fill("0.3");
+  const written = await tab.evaluate(() => localStorage.getItem("jarvis.settings"));
+  check(written.includes('"temperature":0.3') && !written.includes("secret"), written);
   report({ check: "signed out" });
 });
