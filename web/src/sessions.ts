@@ -3,6 +3,7 @@
 
 import { batch, computed, effect, signal } from "@preact/signals";
 import * as api from "./api";
+import { attach, attachedKeys, detach, hasAttached } from "./attached";
 import { Conversation } from "./conversation";
 import { draftChanges, keepDraft, keepDrafts, readDraft } from "./drafts";
 import * as kept from "./kept";
@@ -145,7 +146,8 @@ const begun: string[] = [];
 export function showNew(): void {
   const { id, isEmpty, loaded } = conversation.value;
   if (isEmpty && loaded.value) return;
-  const isWaiting = (other: string) => other !== id && isNew(other) && readDraft(other) !== "";
+  const hasDraft = (other: string) => readDraft(other) !== "" || hasAttached(other);
+  const isWaiting = (other: string) => other !== id && isNew(other) && hasDraft(other);
   const unsent = kept.read("unsent", "");
   show(begun.findLast(isWaiting) ?? (listed(unsent) && isWaiting(unsent) ? unsent : begin()));
 }
@@ -356,11 +358,12 @@ export function signOut(): void {
   });
 }
 
-/** Forgets what the user wrote in this browser: drafts, messages on their way, and the instructions. What
- * belongs to the anonymous conversations stays. */
+/** Forgets what the user left in this browser: drafts and their images, messages on their way, and the
+ * instructions. What belongs to the anonymous conversations stays. */
 function forgetUser(): void {
   const anonymous = new Set(local.peek().map(({ id }) => id));
   const isKept = (id: string) => anonymous.has(id);
+  detach((id) => !isKept(id));
   keepDrafts((drafts) => drafts.filter(([key]) => isKept(key.split("/")[0]!)));
   for (const key of kept.keys("outgoing.")) {
     const id = key.slice("outgoing.".length);
@@ -369,11 +372,7 @@ function forgetUser(): void {
   kept.write("unsent", undefined);
   begun.length = 0;
   settings.value = { ...settings.peek(), system: "" };
-  leaving.value += 1;
 }
-
-/** Counts the sign-outs: what a tab holds of a user is dropped with each. */
-export const leaving = signal(0);
 
 /** Moves the anonymous sessions of this browser to the user's account; returns how many were moved. */
 export async function claimAll(): Promise<number> {
@@ -449,6 +448,7 @@ export async function remove(id: string): Promise<void> {
   keepLocal((all) => all.filter((entry) => entry.id !== id));
   remote.value = remote.peek().filter((entry) => entry.id !== id);
   keepDrafts((drafts) => drafts.filter(([key]) => key.split("/")[0] !== id));
+  void attach(id, []);
   forget(id);
   batch(() => {
     shown?.close();
@@ -460,17 +460,28 @@ export async function remove(id: string): Promise<void> {
 /** Keeps what was written and not sent in a session; a new one is found again by it. */
 export function writeDraft(id: string, text: string): void {
   keepDraft(id, text);
-  if (text && isNew(id)) {
-    kept.write("unsent", id);
-    if (!begun.includes(id)) begun.push(id);
-  }
+  if (text) noteDraft(id);
 }
 
-/** Puts a text into the field for the next question, behind what is there. */
-export function writeAgain(text: string): void {
+/** Keeps the images that wait in a session; a new one is found again by them, too. */
+export function attachImages(id: string, pictures: Picture[]): void {
+  void attach(id, pictures);
+  if (pictures.length) noteDraft(id);
+}
+
+function noteDraft(id: string): void {
+  if (!isNew(id)) return;
+  kept.write("unsent", id);
+  if (!begun.includes(id)) begun.push(id);
+}
+
+/** Puts a text into the field for the next question, behind what is there, and its images where none are
+ * there. */
+export function writeAgain(text: string, pictures: Picture[]): void {
   const { id } = conversation.peek();
   const draft = readDraft(id);
   writeDraft(id, draft ? `${draft}\n${text}` : text);
+  if (pictures.length && !hasAttached(id)) attachImages(id, pictures);
   draftChanges.value += 1;
   document.getElementById("question")?.focus();
 }
@@ -493,8 +504,9 @@ export function follow(): void {
   addEventListener("hashchange", go);
   addEventListener("popstate", go);
   openUndelivered();
-  const due = () => kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
-  void dropPicturesBut(() => new Set(due().map(({ message_id }) => message_id)));
+  const outgoing = () => kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
+  const due = () => [...outgoing().map(({ message_id }) => message_id), ...attachedKeys()];
+  void dropPicturesBut(() => new Set(due()));
   const ifSeen = (read: () => Promise<void>) => () => {
     if (document.visibilityState === "visible" && userId.peek()) read().catch(() => {});
   };
