@@ -156,7 +156,7 @@ async fn what_is_on_its_way_is_asked_once_in_its_order_and_kept_until_the_servic
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_and_not_sent_survives_reloads_and_is_the_same_in_two_tabs() {
-    let checks = ["not begun", "two tabs", "edit", "list", "taken back", "missed"];
+    let checks = ["not begun", "two tabs", "edit", "list", "taken back", "missed", "images"];
     passes(&fleet(&[]).await, "drafts.mjs", &[], &checks).await;
 }
 

@@ -2,7 +2,7 @@
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { readFileSync } from "node:fs";
-import { ask, check, connected, open, rest, run, report, until } from "./browser.mjs";
+import { ask, check, connected, open, pixel, rest, run, report, until } from "./browser.mjs";
 
 const require = createRequire(fileURLToPath(new URL("../../web/", import.meta.url)));
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
@@ -25,10 +25,6 @@ async function findings(page, where) {
 const MARKDOWN =
   "[[rate=2000 say]]## A heading\n\nText with `code`, **bold** and [a link](https://a.example).\n\n- [x] done\n- open\n\n> quoted\n\n```python\ndef f(x):  # a comment\n    return 'a long line that has to be scrolled' + str(x) * 42\n```\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n\n1. one\n2. two";
 
-const PIXEL = Buffer.from(
-  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==",
-  "base64",
-);
 
 /**
  * The parts that come up more rarely: alternatives, a formula, an editor, images, a refusal, a menu, an
@@ -49,13 +45,13 @@ async function more(page, where) {
   await page.keyboard.press("Escape");
 
   await page.locator(".composer select.model").selectOption("vision:latest");
-  await page.setInputFiles("#images", { name: "pixel.png", mimeType: "image/png", buffer: PIXEL });
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
   await findings(page, `${where}, images that wait`);
   await ask(page, "[[images]] what?");
   await until(page, "complete", 3);
   await page.locator(".composer select.model").selectOption("");
-  await page.setInputFiles("#images", { name: "pixel.png", mimeType: "image/png", buffer: PIXEL });
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
   await ask(page, "[[images]] and now?");
   await page.waitForSelector(".question.refused .trouble");

@@ -1,15 +1,10 @@
 // Images: by the field for files and by paste, sent, answered, and shown again after a reload.
 import { createHash } from "node:crypto";
-import { ask, check, open, report, rest, run, same, shown, until } from "./browser.mjs";
+import { ask, check, open, report, pixel, rest, run, same, shown, until } from "./browser.mjs";
 import { eventually } from "./socket.mjs";
 
 const [seeing, blind] = rest;
-const PIXEL = Buffer.from(
-  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==",
-  "base64",
-);
-const digest = createHash("sha256").update(PIXEL).digest("hex");
-const file = { name: "pixel.png", mimeType: "image/png", buffer: PIXEL };
+const digest = createHash("sha256").update(pixel.buffer).digest("hex");
 
 /** Chooses the model of the next questions, as the dialog keeps it. */
 async function choose(page, model) {
@@ -21,11 +16,11 @@ async function choose(page, model) {
 await run(async (context) => {
   const page = await open(context);
   await choose(page, seeing);
-  await page.setInputFiles("#images", file);
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
   await page.locator(".attached button").click();
   await page.waitForSelector(".attached", { state: "detached" });
-  await page.setInputFiles("#images", file);
+  await page.setInputFiles("#images", pixel);
   // A screenshot is pasted: a canvas of this page stands for it.
   await page.focus("#question");
   await page.evaluate(async () => {
@@ -65,7 +60,7 @@ await run(async (context) => {
   report({ check: "later" });
 
   await choose(page, blind);
-  await page.setInputFiles("#images", file);
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
   await ask(page, "what is it?");
   await page.waitForSelector(".question.refused .trouble");
@@ -73,7 +68,7 @@ await run(async (context) => {
   await page.waitForSelector(".question.refused .trouble button:has-text('Choose a model')");
   report({ check: "refused" });
 
-  for (let more = 0; more < 5; more += 1) await page.setInputFiles("#images", { ...file, name: `${more}.png` });
+  for (let more = 0; more < 5; more += 1) await page.setInputFiles("#images", { ...pixel, name: `${more}.png` });
   await page.waitForSelector('.refusal[role="alert"]');
   same(await page.textContent(".refusal"), "A message has at most 4 images.", "one too many");
   check((await page.locator(".attached li").count()) === 4, "four are kept");

@@ -1,15 +1,10 @@
 // Requests on their way: nothing is asked twice, in another order, or lost.
 import { createHash } from "node:crypto";
-import { LIMIT, ask, base, check, connected, open, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
+import { LIMIT, ask, base, check, connected, open, pixel, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
 import { bringUp, eventually, steer, takeDown } from "./socket.mjs";
 
 const [seeing] = rest;
-const PIXEL = Buffer.from(
-  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==",
-  "base64",
-);
-const digest = createHash("sha256").update(PIXEL).digest("hex");
-const file = { name: "pixel.png", mimeType: "image/png", buffer: PIXEL };
+const digest = createHash("sha256").update(pixel.buffer).digest("hex");
 const say = (text) => `[[rate=400 say]]${text}`;
 const roles = async (id) => (await stored(id)).map(({ role }) => role).join();
 const asked = (page) => page.locator(".asked").allTextContents();
@@ -38,7 +33,7 @@ const isKept = (session) =>
   });
 
 async function attach(page, text) {
-  await page.setInputFiles("#images", file);
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
   await ask(page, text);
 }
@@ -177,7 +172,7 @@ await run(async (context) => {
       const event = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
       document.querySelector(".sidebar").dispatchEvent(event);
       return event.defaultPrevented;
-    }, [...PIXEL]);
+    }, [...pixel.buffer]);
     check(dropped, "the browser would open the file");
     await page.waitForSelector(".attached img");
     await page.locator(".attached button").click();
