@@ -3,7 +3,7 @@
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { attachedTo, readAttached } from "./attached";
 import type { Conversation } from "./conversation";
-import { ModelChoice, openDialog } from "./dialogs";
+import { ModelChoice, openDialog, takesImages } from "./dialogs";
 import { draftChanges, readDraft } from "./drafts";
 import { Icon } from "./icons";
 import { tooLong } from "./length";
@@ -11,6 +11,8 @@ import { MOST_OUTGOING } from "./outbox";
 import { ACCEPTED, MOST_BYTES, MOST_PICTURES, readPicture } from "./pictures";
 import { ask, attachImages, writeDraft } from "./sessions";
 import { Status } from "./status";
+
+const TAKES_NONE = "The chosen model takes no images; choose another one.";
 
 function imagesOf(data: DataTransfer | null): File[] {
   return [...(data?.files ?? [])].filter(({ type }) => type.startsWith("image/"));
@@ -23,7 +25,9 @@ export function Composer({ conversation }: { conversation: Conversation }) {
   const files = useRef<HTMLInputElement>(null);
   const pictures = attachedTo(id);
   const [trouble, setTrouble] = useState("");
+  const takes = takesImages();
   const long = tooLong(text);
+  const refusal = long || trouble || (pictures.length > 0 && !takes && TAKES_NONE);
   const isRunning = conversation.messages.value.some((message) => message.isOpen);
 
   // Before the field is shown: a text of the last conversation would be sent in this one.
@@ -33,6 +37,9 @@ export function Composer({ conversation }: { conversation: Conversation }) {
     setTrouble("");
     field.current?.focus();
   }, [id]);
+
+  // Another model may take what this one did not.
+  useEffect(() => setTrouble(""), [takes]);
 
   // Another tab has the same draft.
   const changes = draftChanges.value;
@@ -81,7 +88,8 @@ export function Composer({ conversation }: { conversation: Conversation }) {
   };
 
   const add = async (files: Iterable<File>) => {
-    setTrouble("");
+    setTrouble(takesImages() ? "" : TAKES_NONE);
+    if (!takesImages()) return;
     for (const file of files) {
       try {
         const picture = await readPicture(file);
@@ -179,9 +187,9 @@ export function Composer({ conversation }: { conversation: Conversation }) {
             ))}
           </ul>
         )}
-        {(long || trouble) && (
+        {refusal && (
           <p class="refusal" role="alert">
-            {long || trouble}
+            {refusal}
           </p>
         )}
         <input
@@ -198,15 +206,17 @@ export function Composer({ conversation }: { conversation: Conversation }) {
           }}
         />
         <div class="tools">
-          <button
-            type="button"
-            class="quiet"
-            title="Add images"
-            onClick={() => files.current?.click()}
-          >
-            <Icon name="image" />
-            <span class="hidden">Add images</span>
-          </button>
+          {takes && (
+            <button
+              type="button"
+              class="quiet"
+              title="Add images"
+              onClick={() => files.current?.click()}
+            >
+              <Icon name="image" />
+              <span class="hidden">Add images</span>
+            </button>
+          )}
           <ModelChoice class="model" label="Model that answers" />
           <button
             type="button"
