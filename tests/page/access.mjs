@@ -50,9 +50,9 @@ async function more(page, where) {
   await findings(page, `${where}, images that wait`);
   await ask(page, "[[images]] what?");
   await until(page, "complete", 3);
-  await page.locator(".composer select.model").selectOption("");
   await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
+  await page.locator(".composer select.model").selectOption("");
   await ask(page, "[[images]] and now?");
   await page.waitForSelector(".question.refused .trouble");
   await findings(page, `${where}, images and a refusal`);

@@ -59,15 +59,29 @@ await run(async (context) => {
   check((await shown(page)).startsWith("2 images: "), "they are a part of what follows");
   report({ check: "later" });
 
+  // A model that takes none is offered none; one that is there already is refused by the service, and stays.
+  const model = page.locator(".composer select.model");
+  const noImages = "The chosen model takes no images; choose another one.";
   await choose(page, blind);
+  await page.getByTitle("Add images").waitFor({ state: "detached" });
+  await page.setInputFiles("#images", pixel);
+  await page.getByText(noImages).waitFor();
+  check((await page.locator(".attached").count()) === 0, "an image was added");
+  await model.selectOption(seeing);
+  await page.getByTitle("Add images").waitFor();
   await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
+  check((await page.locator(".refusal").count()) === 0, "there is no trouble");
+  await model.selectOption(blind);
+  await page.getByText(noImages).waitFor();
   await ask(page, "what is it?");
   await page.waitForSelector(".question.refused .trouble");
   check((await page.locator(".question.refused .pictures img").count()) === 1, "the image stays");
   await page.waitForSelector(".question.refused .trouble button:has-text('Choose a model')");
   report({ check: "refused" });
 
+  await page.getByRole("button", { name: "Remove it" }).click();
+  await model.selectOption(seeing);
   for (let more = 0; more < 5; more += 1) await page.setInputFiles("#images", { ...pixel, name: `${more}.png` });
   await page.waitForSelector('.refusal[role="alert"]');
   same(await page.textContent(".refusal"), "A message has at most 4 images.", "one too many");

@@ -65,6 +65,7 @@ await run(async (context) => {
   report({ check: "copy" });
 
   // Dropped on the field.
+  await model.selectOption("vision:latest");
   await page.evaluate(async () => {
     const canvas = new OffscreenCanvas(8, 8);
     canvas.getContext("2d").fillRect(0, 0, 8, 8);
@@ -75,6 +76,7 @@ await run(async (context) => {
   });
   await page.waitForSelector('.attached img[alt="dropped.png"]');
   check((await page.locator(".attached li").count()) === 1, "it is there once");
+  await model.selectOption("");
   report({ check: "drop" });
 
   // Nothing moves for a reader who asked for that.
