@@ -330,9 +330,8 @@ function Files(props: { isBusy: boolean; attempt: (action: () => Promise<unknown
       </div>
       <input
         ref={file}
-        class="hidden"
         type="file"
-        tabIndex={-1}
+        hidden
         aria-label="File of conversations"
         accept=".jsonl,application/x-ndjson"
         onChange={(event) => {
