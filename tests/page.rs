@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -184,14 +185,22 @@ async fn formulas_are_drawn_and_loaded_only_where_there_are_some() {
 async fn axe_finds_nothing_in_either_theme_wide_or_at_320_pixels() {
     let fleet = fleet(&[("JARVIS_JWT_SECRET", SECRET)]).await;
     let mut driver = fleet.run("access.mjs", &[&token("alice")]);
-    let (mut looked, mut themes) = (0, false);
+    let (mut looked, mut themes, mut rules) = (0, false, 0);
+    let mut undecided = BTreeMap::<String, u64>::new();
     while let Some(line) = driver.line().await {
         if let Some(findings) = line["findings"].as_array() {
             assert!(findings.is_empty(), "{line}");
             looked += 1;
+            rules = rules.max(line["rules"].as_u64().expect("a number"));
+            for (rule, elements) in line["undecided"].as_object().expect("rules") {
+                *undecided.entry(rule.clone()).or_default() += elements.as_u64().expect("a number");
+            }
         }
         themes |= line["check"] == "themes";
     }
+    println!(
+        "axe: {rules} rules in {looked} views, no finding; elements not decided: {undecided:?}"
+    );
     assert_eq!((looked, themes), (38, true));
 }
 
