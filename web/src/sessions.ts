@@ -42,6 +42,8 @@ export const remote = signal<Entry[]>([]);
 export const userId = signal("");
 /** Sessions with an open turn in other tabs, by the tab, and until when that is believed. */
 const elsewhere = signal<ReadonlyMap<string, { running: string[]; until: number }>>(new Map());
+/** Anonymous sessions in which the service said that an answer is being written. */
+const afar = signal<ReadonlySet<string>>(new Set());
 /** Sessions whose answer ended while another one was shown. */
 export const unread = signal<ReadonlySet<string>>(new Set());
 const open = signal<ReadonlyMap<string, Conversation>>(new Map());
@@ -64,7 +66,7 @@ export function isRunning(id: string): boolean {
   const here = open.value.get(id);
   if (here) return here.busy.value;
   const isListed = remote.value.some((entry) => entry.id === id && entry.running);
-  return isListed || [...elsewhere.value.values()].some(({ running }) => running.includes(id));
+  return isListed || afar.value.has(id) || [...elsewhere.value.values()].some(({ running }) => running.includes(id));
 }
 
 kept.watch("sessions", () => {
@@ -84,8 +86,11 @@ const channel = "BroadcastChannel" in window ? new BroadcastChannel("jarvis") : 
 /** How long a tab's word holds, and how often it is repeated, in milliseconds. */
 const HOLDS = 5000;
 const REPEAT = 2000;
-/** How often the newest of a user's sessions are listed again while the page is seen, in milliseconds. */
+/** How often it is asked what other devices do in the newest sessions while the page is seen, in
+ * milliseconds. */
 const REFRESH = 15_000;
+/** Anonymous sessions of which that is asked, at most: each costs a request. */
+const MOST_ASKED = 4;
 
 const tab = kept.uuid();
 
@@ -311,6 +316,14 @@ async function refreshNewest(): Promise<void> {
   remote.value = [...newest, ...older.map((entry) => ({ ...entry, running: false }))];
 }
 
+/** Asks whether an answer is being written in the newest anonymous sessions that this tab has not open. */
+async function askNewest(): Promise<void> {
+  const closed = local.peek().filter(({ id }) => !open.peek().has(id));
+  const asked = closed.slice(0, MOST_ASKED).map(({ id }) => api.describe(id).catch(() => undefined));
+  const infos = await Promise.all(asked);
+  afar.value = new Set(infos.flatMap((info) => (info?.running ? [info.session_id] : [])));
+}
+
 /** Signs in with a token that the service accepts. Throws where it does not. */
 export async function signIn(token: string): Promise<void> {
   const { user_id } = await api.usage(token);
@@ -507,8 +520,10 @@ export function follow(): void {
   const outgoing = () => kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
   const due = () => [...outgoing().map(({ message_id }) => message_id), ...attachedKeys()];
   void dropPicturesBut(() => new Set(due()));
-  const ifSeen = (read: () => Promise<void>) => () => {
-    if (document.visibilityState === "visible" && userId.peek()) read().catch(() => {});
+  const ifSeen = (readUsers: () => Promise<void>) => () => {
+    if (document.visibilityState !== "visible") return;
+    if (userId.peek()) readUsers().catch(() => {});
+    else if (!api.token.peek()) void askNewest();
   };
   document.addEventListener("visibilitychange", ifSeen(refresh));
   setInterval(ifSeen(refreshNewest), REFRESH);
