@@ -19,6 +19,7 @@ use support::nginx::Nginx;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisSentinels, RedisServer};
 use support::sdks::Driver;
+use support::store::user_key;
 use support::tokens::{SECRET, token};
 use testkit::programs::find;
 use tokio::process::Command;
@@ -38,7 +39,7 @@ struct Fleet {
     replicas: Vec<Process>,
     nginx: Nginx,
     ollama: Process,
-    _redis: RedisServer,
+    redis: RedisServer,
 }
 
 /// Starts two replicas behind nginx, as it is deployed.
@@ -50,7 +51,7 @@ async fn fleet(settings: &[(&str, &str)]) -> Fleet {
         [&[("JARVIS_LEASE_MS", "2000"), ("JARVIS_OLLAMA_SLOTS", "8")], settings].concat();
     let replicas = ready_replicas(2, &redis.url(), &ollama.url, &settings).await;
     let nginx = Nginx::deployed(&replicas).await;
-    Fleet { replicas, nginx, ollama, _redis: redis }
+    Fleet { replicas, nginx, ollama, redis }
 }
 
 impl Fleet {
@@ -86,7 +87,7 @@ async fn passes(fleet: &Fleet, script: &str, arguments: &[&str], checks: &[&str]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chat_streams_is_stored_and_is_the_same_in_two_tabs_and_after_a_reload() {
     let fleet = fleet(&[]).await;
-    passes(&fleet, "chat.mjs", &[], &["streams", "markdown", "reload"]).await;
+    passes(&fleet, "chat.mjs", &[], &["streams", "markdown", "reload", "scroll"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +112,8 @@ async fn a_conversation_is_pinned_archived_and_saved_from_the_list() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_place_in_the_queue_and_what_the_model_was_not_given_are_shown() {
     let settings = [("JARVIS_OLLAMA_SLOTS", "1"), ("JARVIS_NUM_CTX", "1024")];
-    passes(&fleet(&settings).await, "waiting.mjs", &[], &["queue", "moves", "left out"]).await;
+    passes(&fleet(&settings).await, "waiting.mjs", &[], &["queue", "moves", "time", "left out"])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,6 +153,7 @@ async fn what_is_on_its_way_is_asked_once_in_its_order_and_kept_until_the_servic
         "refused",
         "other conversation",
         "bounds",
+        "remedies",
     ];
     passes(&fleet(&[]).await, "outbox.mjs", &["vision:latest"], &checks).await;
 }
@@ -212,6 +215,17 @@ async fn a_killed_writer_costs_the_page_no_character_and_no_reload() {
     fleet.connected().await.kill();
     let seen = driver.line().await.expect("the whole answer");
     println!("killed: {seen}");
+    assert_eq!(driver.line().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_replica_costs_the_page_no_character_and_no_reload() {
+    let fleet = fleet(&[]).await;
+    let mut driver = fleet.run("killed.mjs", &["drained"]);
+    assert!(driver.line().await.expect("a beginning")["begun"].is_string());
+    fleet.connected().await.terminate();
+    let seen = driver.line().await.expect("the whole answer");
+    println!("drained: {seen}");
     assert_eq!(driver.line().await, None);
 }
 
@@ -351,13 +365,15 @@ async fn a_question_that_is_sent_while_no_replica_answers_is_asked_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_who_signs_in_lists_finds_saves_and_takes_back_what_was_said() {
-    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    // So few tokens that none comes back while the test runs.
+    let tokens = ("JARVIS_USER_TOKENS_PER_DAY", "5000");
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET), tokens];
     let fleet = fleet(&settings).await;
     passes(
         &fleet,
         "signed_in.mjs",
         &[&token("alice")],
-        &["signed in", "search", "files", "elsewhere", "list"],
+        &["signed in", "usage", "search", "files", "elsewhere", "list"],
     )
     .await;
 }
@@ -380,6 +396,24 @@ async fn frames() -> [Value; 2] {
     }
     assert_eq!(driver.line().await, None);
     answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_key_signs_in_and_takes_the_conversation_from_before_along() {
+    let fleet = fleet(&[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let (_, key, _) = user_key(&fleet.redis, "alice").await;
+    passes(&fleet, "claim.mjs", &[&key], &["claimed"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_keyboard_alone_leads_to_models_images_and_an_account() {
+    let fleet = fleet(&[("JARVIS_JWT_SECRET", SECRET)]).await;
+    passes(&fleet, "keyboard.mjs", &[&token("alice")], &["skip", "image", "claimed"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_title_of_the_model_is_shown_soon_after_the_first_answer() {
+    passes(&fleet(&[("JARVIS_TITLES", "model")]).await, "title.mjs", &[], &["title"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

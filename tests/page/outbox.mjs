@@ -285,4 +285,37 @@ await run(async (context) => {
     await page.close();
     report({ check: "bounds" });
   }
+
+  // What helps against an error: a sign-in, the same again after the time that is named, another conversation.
+  {
+    const { page, wire } = await steered(context);
+    let failure = { code: "token_expired" };
+    wire.up = (message, pass, { inject }) => {
+      if (message.type !== "chat" || !failure) return pass();
+      const { message_id } = message;
+      inject({ type: "error", message: "refused", retryable: false, message_id, ...failure });
+    };
+    const refused = page.locator(".question.refused");
+    await ask(page, say("one"));
+    await refused.getByRole("button", { name: "Sign in" }).click();
+    await page.getByRole("heading", { name: "Sign in" }).waitFor();
+    await page.keyboard.press("Escape");
+    await refused.getByRole("button", { name: "Remove it" }).click();
+    failure = { code: "rate_limited", retryable: true, retry_after: 5 };
+    await ask(page, say("two"));
+    const again = refused.getByRole("button", { name: /^Ask again/ });
+    await again.waitFor();
+    check((await again.isDisabled()) && /^Ask again in [1-5] s$/.test(await again.textContent()), await again.textContent());
+    failure = undefined;
+    // It can be pressed once the time is over.
+    await again.click();
+    await until(page, "complete");
+    failure = { code: "session_full" };
+    const id = session(page);
+    await ask(page, say("three"));
+    await refused.getByRole("button", { name: "New conversation" }).click();
+    await page.waitForFunction((id) => location.hash.slice(1) !== id, id);
+    await page.close();
+    report({ check: "remedies" });
+  }
 });

@@ -34,6 +34,7 @@ await run(async (context) => {
   await page.keyboard.press("Escape");
   await ask(page, "[[say rate=400]]`code`\n\n```js\nlet a = 1;\n```");
   await until(page, "complete", 2);
+  same(await page.textContent(".code figcaption span"), "js", "the language of the code");
   const request = await last();
   const text = JSON.stringify(request);
   check(text.includes("Answer like a pirate."), text.slice(0, 2000));
