@@ -151,11 +151,13 @@ const begun: string[] = [];
 export function showNew(): void {
   const { id, isEmpty, loaded } = conversation.value;
   if (isEmpty && loaded.value) return;
-  const hasDraft = (other: string) => readDraft(other) !== "" || hasAttached(other);
   const isWaiting = (other: string) => other !== id && isNew(other) && hasDraft(other);
   const unsent = kept.read("unsent", "");
   show(begun.findLast(isWaiting) ?? (listed(unsent) && isWaiting(unsent) ? unsent : begin()));
 }
+
+/** Whether something was written, or added, and not sent in a session. */
+const hasDraft = (id: string) => readDraft(id) !== "" || hasAttached(id);
 
 /** Returns the identifier of a conversation that was not there before. */
 function begin(): string {
@@ -403,7 +405,7 @@ export async function claimAll(): Promise<number> {
   await refresh();
   const { id, isEmpty } = conversation.peek();
   // Whoever moved the conversation that was shown goes on with it.
-  if (moved && before && isEmpty && readDraft(id) === "") show(before);
+  if (moved && before && isEmpty && !hasDraft(id)) show(before);
   before = "";
   return moved;
 }
