@@ -101,7 +101,7 @@ await run(async (context) => {
     window.observer = new PerformanceObserver((list) => window.tasks.push(...list.getEntries()));
     window.observer.observe({ type: "longtask" });
   });
-  report({ usable, online });
+  report({ browser: context.browser().version(), usable, online });
   report({ answer: "words", ...(await measured(page, `[[tokens=${tokens} rate=1500]]`)) });
   await page.click(".begin");
   await page.waitForSelector(".welcome");
