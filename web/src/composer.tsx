@@ -39,7 +39,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
   }, [id]);
 
   // Another model may take what this one did not.
-  useEffect(() => setTrouble(""), [takes]);
+  useLayoutEffect(() => setTrouble(""), [takes]);
 
   // Another tab has the same draft.
   const changes = draftChanges.value;
