@@ -12,7 +12,7 @@ use support::eventually;
 use support::process::{LIMIT, Process};
 use support::redis::RedisServer;
 use support::redis_time::{begin_timing, timed_calls};
-use support::setup::{Pair, pair};
+use support::setup::{Pair, pair, setup_on};
 use support::tokens::{SECRET, token};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
@@ -107,6 +107,23 @@ async fn an_image_reaches_the_model_and_is_stored_by_its_digest_and_a_part_of_la
 }
 
 /// Sends a request of which nothing may be left.
+#[tokio::test]
+async fn the_list_of_models_says_which_take_images_as_far_as_the_host_says_it() {
+    let setup = setup_on(&["--models", "tinyllama,vision"], &[]).await;
+    let fault = json!({"fault": "hang", "path": "/api/show", "times": 1});
+    send(http().post(format!("{}/sim/faults", setup.ollama.url)).json(&fault)).await;
+    let flags = async || {
+        let list = get(&setup.replica, "/api/v1/chat/models").await.body;
+        let models = list["models"].as_array().expect("models").iter();
+        models
+            .map(|model| (model["name"].clone(), model.get("images").cloned()))
+            .collect::<Vec<_>>()
+    };
+    let (plain, seeing) = (json!("tinyllama:latest"), json!(MODEL));
+    assert_eq!(flags().await, [(plain.clone(), None), (seeing.clone(), None)]);
+    assert_eq!(flags().await, [(plain, Some(json!(false))), (seeing, Some(json!(true)))]);
+}
+
 #[tokio::test]
 async fn an_image_comes_back_by_its_digest_as_long_as_its_session_has_it() {
     let Pair { replicas: [one, two], ollama: _ollama, redis: _redis } = fleet(&[]).await;

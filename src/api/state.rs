@@ -13,7 +13,7 @@ use crate::api::message_budget::MessageBudget;
 use crate::api::permits::{NoPermit, SocketPermit, SocketPermits};
 use crate::api::problems::in_time;
 use crate::follow::Follow;
-use crate::generation::{Generations, ModelInfo, Submitted};
+use crate::generation::{Generations, ModelInfo, SubmitError, Submitted};
 use crate::http::extract::bearer::ExpectedToken;
 use crate::http::extract::body::BodyLimit;
 use crate::http::extract::caller::TrustedProxies;
@@ -202,11 +202,22 @@ impl AppState {
     /// # Errors
     /// A 503 where no host replies, whatever the reason.
     pub async fn models(&self) -> Result<Vec<ModelInfo>, Problem> {
-        self.generations.models().await.map_err(|error| {
-            let problem = Problem::from(error);
-            Problem { status: StatusCode::SERVICE_UNAVAILABLE, ..problem }.retry_after(5)
-        })
+        self.generations.models().await.map_err(without_models)
     }
+
+    /// Returns the models of all hosts, by name, and whether they take images.
+    ///
+    /// # Errors
+    /// As [`AppState::models`].
+    pub async fn described_models(&self) -> Result<Vec<ModelInfo>, Problem> {
+        self.generations.described_models().await.map_err(without_models)
+    }
+}
+
+/// Returns the problem of a list of models that no host sent.
+fn without_models(error: SubmitError) -> Problem {
+    let problem = Problem::from(error);
+    Problem { status: StatusCode::SERVICE_UNAVAILABLE, ..problem }.retry_after(5)
 }
 
 impl FromRef<Shared> for BodyLimit {

@@ -53,7 +53,7 @@ use crate::config::Titles;
 use crate::lifecycle::{Phase, catch_panic};
 use crate::limits::{LimitRefusal, RateLimits};
 use crate::membership::{Membership, MembershipStore, Renewal};
-use crate::ollama::{Fleet, OllamaError};
+use crate::ollama::{Fleet, Model, OllamaError};
 use crate::queue::{HostReport, Queue};
 use crate::session::model::Failure;
 use crate::session::store::{
@@ -167,6 +167,10 @@ pub struct ModelInfo {
     pub size: u64,
     /// When the model last changed, as its host reports it.
     pub modified: String,
+    /// Whether it takes images; absent where no host has said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub images: Option<bool>,
     /// The digest of its weights and template; empty where its host does not report it.
     #[serde(skip)]
     #[schema(ignore)]
@@ -175,6 +179,19 @@ pub struct ModelInfo {
     #[serde(skip)]
     #[schema(ignore)]
     pub details: ModelDetails,
+}
+
+impl ModelInfo {
+    fn new(model: Model, images: Option<bool>) -> Self {
+        Self {
+            name: model.name,
+            size: model.size,
+            modified: model.modified_at,
+            images,
+            digest: model.digest,
+            details: model.details,
+        }
+    }
 }
 
 /// Why a turn was not accepted.
@@ -528,22 +545,28 @@ impl Generations {
         Ok(())
     }
 
-    /// Returns the models of all hosts.
+    /// Returns the models of all hosts, without what they take.
     ///
     /// # Errors
     /// [`SubmitError::NoModelHost`].
     pub async fn models(&self) -> Result<Vec<ModelInfo>, SubmitError> {
+        let models = self.fleet.models().await?.into_iter();
+        Ok(models.map(|model| ModelInfo::new(model, None)).collect())
+    }
+
+    /// Returns the models of all hosts, and whether they take images, as far as the hosts say that
+    /// within a second.
+    ///
+    /// # Errors
+    /// [`SubmitError::NoModelHost`].
+    pub async fn described_models(&self) -> Result<Vec<ModelInfo>, SubmitError> {
         let models = self.fleet.models().await?;
-        Ok(models
-            .into_iter()
-            .map(|model| ModelInfo {
-                name: model.name,
-                size: model.size,
-                modified: model.modified_at,
-                digest: model.digest,
-                details: model.details,
-            })
-            .collect())
+        let images = self.fleet.image_models().await;
+        let describe = |model: Model| {
+            let images = images.get(&model.key).copied();
+            ModelInfo::new(model, images)
+        };
+        Ok(models.into_iter().map(describe).collect())
     }
 
     /// Returns the number of healthy hosts.

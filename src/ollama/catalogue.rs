@@ -1,6 +1,6 @@
 //! The models of one host: requested when they are needed, and cached for seconds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -63,6 +63,8 @@ pub(super) struct Catalogue {
     state: Mutex<CatalogueState>,
     /// By digest, so that the details of a replaced model are requested again.
     details: Mutex<HashMap<String, Details>>,
+    /// The digests of models that the host does not describe. Held while a list of models is described.
+    undescribed: tokio::sync::Mutex<HashSet<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +77,12 @@ struct CatalogueState {
 
 impl Catalogue {
     pub(super) fn new(host: Arc<Host>) -> Arc<Self> {
-        Arc::new(Self { host, state: Mutex::default(), details: Mutex::default() })
+        Arc::new(Self {
+            host,
+            state: Mutex::default(),
+            details: Mutex::default(),
+            undescribed: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Returns the cached reply where it is fresh, and otherwise asks the host.
@@ -156,6 +163,32 @@ impl Catalogue {
     /// Returns the context window of a model, where it was requested before.
     pub(super) fn known_num_ctx(&self, model: &Model) -> Option<u32> {
         lock(&self.details).get(&model.digest).and_then(|details| details.num_ctx)
+    }
+
+    /// Returns whether a model takes images, where its details were requested before.
+    pub(super) fn known_to_see(&self, model: &Model) -> Option<bool> {
+        lock(&self.details).get(&model.digest).map(|details| details.sees)
+    }
+
+    /// Requests the details of the models of a listing that are not known, one after another, each once.
+    /// Ends with the first request that fails: the host does not reply.
+    pub(super) async fn describe(&self, listing: &Listing) {
+        let mut undescribed = self.undescribed.lock().await;
+        for model in listing.models.values() {
+            let is_known = lock(&self.details).contains_key(&model.digest);
+            if is_known || model.digest.is_empty() || undescribed.contains(&model.digest) {
+                continue;
+            }
+            if self.details(model).await.is_err() {
+                return;
+            }
+            if self.known_to_see(model).is_none() {
+                if undescribed.len() >= DETAILS {
+                    undescribed.clear();
+                }
+                undescribed.insert(model.digest.clone());
+            }
+        }
     }
 
     /// Returns the details of a model, requested once for each digest. They are empty where the

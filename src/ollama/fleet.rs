@@ -11,7 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 use serde_json::{Map, Value};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::breaker::BreakerState;
 use super::catalogue::{CatalogueEntry, LastListing, Listing};
@@ -30,6 +30,8 @@ use crate::tls::TlsOptions;
 const GRACE: Duration = Duration::from_millis(100);
 /// Hosts that are asked for the description of a model, one after another, at most.
 const DESCRIBERS: usize = 3;
+/// How long the models of a list are described, at most.
+const DESCRIPTION_LIMIT: Duration = Duration::from_secs(1);
 /// The age up to which a host's last outcome counts for the fleet's health.
 const HEALTH_AGE: Duration = Duration::from_secs(1);
 
@@ -218,6 +220,29 @@ impl Fleet {
             }
         }
         last.unwrap_or(Ok(false))
+    }
+
+    /// Returns for each model of the hosts that reply whether it takes images on any of them. A model that
+    /// a host did not describe within a second is not among them, unless another host says that it does.
+    pub async fn image_models(&self) -> BTreeMap<ModelName, bool> {
+        let survey = self.survey(None, |_| true).await;
+        let described =
+            survey.matching.iter().map(|(member, listing)| member.catalogue.describe(listing));
+        // The descriptions that are there by then are cached.
+        let _ = timeout(DESCRIPTION_LIMIT, join_all(described)).await;
+        let mut all: BTreeMap<&ModelName, Option<bool>> = BTreeMap::new();
+        for (member, listing) in &survey.matching {
+            for (name, model) in &listing.models {
+                let sees = member.catalogue.known_to_see(model);
+                let known = all.entry(name).or_insert(sees);
+                *known = match (*known, sees) {
+                    (Some(true), _) | (_, Some(true)) => Some(true),
+                    (Some(false), Some(false)) => Some(false),
+                    _ => None,
+                };
+            }
+        }
+        all.into_iter().filter_map(|(name, sees)| Some((name.clone(), sees?))).collect()
     }
 
     /// Returns the largest context window that a host allows for the model, where all hosts that

@@ -2,21 +2,30 @@
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { readFileSync } from "node:fs";
-import { ask, check, connected, open, rest, run, report, until } from "./browser.mjs";
+import { ask, check, connected, open, pixel, rest, run, report, until } from "./browser.mjs";
 
 const require = createRequire(fileURLToPath(new URL("../../web/", import.meta.url)));
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 
 const [token] = rest;
 
-/** Runs axe with every rule it has for WCAG 2.2 AA and good practice. */
+/** Runs axe with all rules it has for WCAG 2.2 A and AA, of which it leaves out the size of targets unless it
+ * is told otherwise, and for good practice. */
 async function findings(page, where) {
   await page.evaluate(axe);
-  const { violations } = await page.evaluate(() =>
-    window.axe.run(document, { resultTypes: ["violations"] }),
-  );
+  const { violations, incomplete, rules } = await page.evaluate(async () => {
+    const results = await window.axe.run(document, {
+      resultTypes: ["violations", "incomplete"],
+      rules: { "target-size": { enabled: true } },
+    });
+    const { violations, incomplete, passes, inapplicable } = results;
+    const all = [...violations, ...incomplete, ...passes, ...inapplicable];
+    return { violations, incomplete, rules: new Set(all.map(({ id }) => id)).size };
+  });
   const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(" ")}`);
-  report({ where, findings: found });
+  // What axe cannot decide, such as a contrast behind something: rules, and how many elements.
+  const undecided = Object.fromEntries(incomplete.map(({ id, nodes }) => [id, nodes.length]));
+  report({ where, findings: found, rules, undecided });
   check(found.length === 0, `${where}: ${found.join("\n")}`);
   const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   check(over <= 0, `${where}: ${over} pixels too wide`);
@@ -25,10 +34,6 @@ async function findings(page, where) {
 const MARKDOWN =
   "[[rate=2000 say]]## A heading\n\nText with `code`, **bold** and [a link](https://a.example).\n\n- [x] done\n- open\n\n> quoted\n\n```python\ndef f(x):  # a comment\n    return 'a long line that has to be scrolled' + str(x) * 42\n```\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n\n1. one\n2. two";
 
-const PIXEL = Buffer.from(
-  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==",
-  "base64",
-);
 
 /**
  * The parts that come up more rarely: alternatives, a formula, an editor, images, a refusal, a menu, an
@@ -49,14 +54,14 @@ async function more(page, where) {
   await page.keyboard.press("Escape");
 
   await page.locator(".composer select.model").selectOption("vision:latest");
-  await page.setInputFiles("#images", { name: "pixel.png", mimeType: "image/png", buffer: PIXEL });
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
   await findings(page, `${where}, images that wait`);
   await ask(page, "[[images]] what?");
   await until(page, "complete", 3);
-  await page.locator(".composer select.model").selectOption("");
-  await page.setInputFiles("#images", { name: "pixel.png", mimeType: "image/png", buffer: PIXEL });
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
+  await page.locator(".composer select.model").selectOption("");
   await ask(page, "[[images]] and now?");
   await page.waitForSelector(".question.refused .trouble");
   await findings(page, `${where}, images and a refusal`);

@@ -13,6 +13,16 @@ export const LIMIT = 30_000;
 /** The base address of the service, and what follows it on the command line. */
 export const [base, ...rest] = process.argv.slice(2);
 
+/** An image of one pixel, as a file that is chosen. */
+export const pixel = {
+  name: "pixel.png",
+  mimeType: "image/png",
+  buffer: Buffer.from(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==",
+    "base64",
+  ),
+};
+
 /** Reports to the test: one line of JSON. */
 export function report(what) {
   console.log(JSON.stringify(what));

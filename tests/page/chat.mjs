@@ -14,6 +14,11 @@ await run(async (context) => {
   const two = await open(context, `${base}#${id}`);
   await until(two, "streaming");
   check(await one.getAttribute(".answer", "aria-busy") === "true", "a growing answer is busy");
+  const live = await one.evaluate(() => {
+    const regions = '[aria-live]:not([aria-live="off"]), [role="status"], [role="alert"]';
+    return [document.querySelector('[role="log"]').getAttribute("aria-live"), document.querySelector(".prose").closest(regions)];
+  });
+  same(JSON.stringify(live), '["off",null]', "what reads a growing text out");
   await until(one, "complete");
   await until(two, "complete");
   const lengths = await one.evaluate(() => window.lengths.size);
@@ -32,12 +37,12 @@ await run(async (context) => {
   await one.waitForSelector(".hljs-keyword");
   await two.waitForSelector(".hljs-keyword");
   same(await drawn(two), await drawn(one), "the second tab");
-  const live = await drawn(one);
+  const before = await drawn(one);
   await one.reload();
   await until(one, "complete", 2);
   await one.waitForSelector(".hljs-keyword");
-  same(await drawn(one), live, "after a reload");
-  check(live.includes("<th") && live.includes("&lt;i&gt;"), live);
+  same(await drawn(one), before, "after a reload");
+  check(before.includes("<th") && before.includes("&lt;i&gt;"), before);
   check(await one.locator('.answer p[dir="auto"]').count() > 0, "blocks have their own direction");
   const rtl = one.locator(".answer p", { hasText: "עברית" });
   same(await rtl.evaluate((it) => getComputedStyle(it).direction), "rtl", "the direction");
@@ -55,4 +60,30 @@ await run(async (context) => {
   same(await drawn(two), await drawn(one), "the second tab");
   check((await one.locator(".question").count()) === 3, "three questions");
   report({ check: "reload" });
+
+  // A reader who scrolls up stays there while an answer grows, and comes back to its end by a button.
+  await ask(one, "[[count tokens=900 rate=150]] at length");
+  await until(one, "streaming");
+  const length = () => one.evaluate(() => [...document.querySelectorAll(".prose")].at(-1).textContent.length);
+  const grows = async () => {
+    const before = await length();
+    await one.waitForFunction((before) => [...document.querySelectorAll(".prose")].at(-1).textContent.length > before + 300, before);
+  };
+  await one.waitForFunction(() => document.querySelector(".scroller").scrollTop > 200);
+  await one.evaluate(() => (document.querySelector(".scroller").scrollTop = 40));
+  const button = one.getByTitle("To the newest");
+  await button.waitFor();
+  await grows();
+  same(String(await one.evaluate(() => document.querySelector(".scroller").scrollTop)), "40", "where the reader is");
+  await button.click();
+  await grows();
+  const isAtEnd = () => {
+    const { scrollHeight, scrollTop, clientHeight } = document.querySelector(".scroller");
+    return scrollHeight - scrollTop - clientHeight < 60;
+  };
+  check(await one.evaluate(isAtEnd), "the page follows the end again");
+  check((await button.count()) === 0, "the button is gone");
+  await one.press("#question", "Escape");
+  await until(one, "cancelled");
+  report({ check: "scroll" });
 });

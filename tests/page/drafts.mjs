@@ -1,5 +1,5 @@
 // Texts that are written and not sent, in two tabs and over reloads; and data that two tabs keep together.
-import { ask, base, check, connected, open, run, same, session, stored, report, until } from "./browser.mjs";
+import { ask, base, check, connected, open, pixel, run, same, session, shown, stored, report, until } from "./browser.mjs";
 import { eventually, steer, takeDown } from "./socket.mjs";
 
 const say = (text) => `[[rate=400 say]]${text}`;
@@ -141,5 +141,33 @@ await run(async (context) => {
     await eventually(other, async () => (await other.getByTitle("Stop the answer").count()) === 0, "nothing is open");
     await other.close();
     report({ check: "missed" });
+  }
+  {
+    // Images that wait for their question: after a reload, in two tabs, and in a tab that is opened later.
+    const model = page.locator(".composer select.model");
+    await model.selectOption("vision:latest");
+    await page.click(".begin");
+    await page.waitForSelector(".welcome");
+    const fresh = session(page);
+    await page.setInputFiles("#images", pixel);
+    await eventually(page, async () => (await kept(page, "attached"))?.[fresh], "the image is kept");
+    await page.reload();
+    await page.waitForSelector('.attached img[alt="pixel.png"]');
+    const second = await open(context, `${base}#${fresh}`);
+    await second.waitForSelector(".attached img");
+    await second.setInputFiles("#images", { ...pixel, name: "second.png" });
+    await page.waitForSelector('.attached img[alt="second.png"]');
+    await page.goto("about:blank");
+    await page.goto(base);
+    await page.waitForSelector('.attached img[alt="second.png"]');
+    same(session(page), fresh, "the conversation");
+    await ask(page, "[[images]] what are they?");
+    await until(page, "complete");
+    check((await shown(page)).startsWith("2 images: "), await shown(page));
+    await second.waitForFunction(() => !document.querySelector(".attached"));
+    same(await kept(page, "attached"), null, "what is kept");
+    await model.selectOption("");
+    await second.close();
+    report({ check: "images" });
   }
 });

@@ -1,6 +1,6 @@
-// Five people chat while replicas are killed and Redis fails over. No page is loaded again, and each shows
+// Five people ask, ask again and edit while replicas are killed and Redis fails over. No page is loaded again, and each shows
 // exactly what is stored.
-import { LIMIT, ask, check, connected, report, rest, run, base, same, session, stored, until } from "./browser.mjs";
+import { LIMIT, ask, check, connected, report, rest, run, base, same, session, stored } from "./browser.mjs";
 
 const PAGES = 5;
 /** The longest time of one answer: a failover takes ten seconds of it. */
@@ -13,6 +13,31 @@ function messages(page) {
     [...document.querySelectorAll("article")].map((article) =>
       (article.querySelector(".asked") ?? article.querySelector(".prose")).textContent.trim(),
     ),
+  );
+}
+
+/** Begins a turn and waits for its end: by turns a question, another answer to it, and the question edited. */
+async function turn(page, number, text) {
+  const last = page.locator("article.answer").last();
+  const before = number > 1 && (await last.getAttribute("data-generation"));
+  const press = (title) => page.locator(`button[title="${title}"]:not([aria-disabled="true"])`).last().click();
+  if (number % 3 === 1) {
+    await ask(page, text);
+  } else if (number % 3 === 2) {
+    await press("Another answer");
+  } else {
+    await press("Edit the question");
+    await page.fill(".editor textarea", text);
+    await page.press(".editor textarea", "Enter");
+  }
+  await page.waitForFunction(
+    (before) => {
+      const answer = [...document.querySelectorAll("article.answer")].at(-1);
+      const isOpen = document.querySelector(".question.sending, .answer.waiting, .answer.streaming");
+      return answer?.matches(".complete") && answer.dataset.generation !== before && !isOpen;
+    },
+    before,
+    { timeout: ANSWER },
   );
 }
 
@@ -48,8 +73,7 @@ await run(async (_context, browser) => {
       let turns = 0;
       while (Date.now() < end) {
         turns += 1;
-        await ask(page, `[[count tokens=90 rate=30]] page ${number}, question ${turns}`);
-        await until(page, "complete", turns, ANSWER);
+        await turn(page, turns, `[[count tokens=90 rate=30]] page ${number}, question ${turns}`);
       }
       return turns;
     }),
@@ -58,7 +82,9 @@ await run(async (_context, browser) => {
   for (const [number, page] of pages.entries()) {
     const shown = await messages(page);
     const texts = await kept(session(page));
-    check(texts.length === 2 * turns[number], `page ${number}: ${texts.length} messages of ${turns[number]} turns`);
+    // Every third turn has asked something new.
+    const asked = Math.ceil(turns[number] / 3);
+    check(texts.length === 2 * asked, `page ${number}: ${texts.length} messages of ${asked} questions`);
     check(shown.length === texts.length, `page ${number} shows ${shown.length} of ${texts.length} messages`);
     for (const [at, text] of texts.entries()) same(shown[at], text, `page ${number}, message ${at}`);
     check(await page.evaluate(() => window.isSamePage === true), `page ${number} was loaded again`);

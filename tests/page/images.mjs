@@ -1,15 +1,10 @@
 // Images: by the field for files and by paste, sent, answered, and shown again after a reload.
 import { createHash } from "node:crypto";
-import { ask, check, open, report, rest, run, same, shown, until } from "./browser.mjs";
+import { ask, check, open, report, pixel, rest, run, same, shown, until } from "./browser.mjs";
 import { eventually } from "./socket.mjs";
 
 const [seeing, blind] = rest;
-const PIXEL = Buffer.from(
-  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==",
-  "base64",
-);
-const digest = createHash("sha256").update(PIXEL).digest("hex");
-const file = { name: "pixel.png", mimeType: "image/png", buffer: PIXEL };
+const digest = createHash("sha256").update(pixel.buffer).digest("hex");
 
 /** Chooses the model of the next questions, as the dialog keeps it. */
 async function choose(page, model) {
@@ -21,11 +16,11 @@ async function choose(page, model) {
 await run(async (context) => {
   const page = await open(context);
   await choose(page, seeing);
-  await page.setInputFiles("#images", file);
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
   await page.locator(".attached button").click();
   await page.waitForSelector(".attached", { state: "detached" });
-  await page.setInputFiles("#images", file);
+  await page.setInputFiles("#images", pixel);
   // A screenshot is pasted: a canvas of this page stands for it.
   await page.focus("#question");
   await page.evaluate(async () => {
@@ -64,16 +59,30 @@ await run(async (context) => {
   check((await shown(page)).startsWith("2 images: "), "they are a part of what follows");
   report({ check: "later" });
 
+  // A model that takes none is offered none; one that is there already is refused by the service, and stays.
+  const model = page.locator(".composer select.model");
+  const noImages = "The chosen model takes no images; choose another one.";
   await choose(page, blind);
-  await page.setInputFiles("#images", file);
+  await page.getByTitle("Add images").waitFor({ state: "detached" });
+  await page.setInputFiles("#images", pixel);
+  await page.getByText(noImages).waitFor();
+  check((await page.locator(".attached").count()) === 0, "an image was added");
+  await model.selectOption(seeing);
+  await page.getByTitle("Add images").waitFor();
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
+  check((await page.locator(".refusal").count()) === 0, "there is no trouble");
+  await model.selectOption(blind);
+  await page.getByText(noImages).waitFor();
   await ask(page, "what is it?");
   await page.waitForSelector(".question.refused .trouble");
   check((await page.locator(".question.refused .pictures img").count()) === 1, "the image stays");
   await page.waitForSelector(".question.refused .trouble button:has-text('Choose a model')");
   report({ check: "refused" });
 
-  for (let more = 0; more < 5; more += 1) await page.setInputFiles("#images", { ...file, name: `${more}.png` });
+  await page.getByRole("button", { name: "Remove it" }).click();
+  await model.selectOption(seeing);
+  for (let more = 0; more < 5; more += 1) await page.setInputFiles("#images", { ...pixel, name: `${more}.png` });
   await page.waitForSelector('.refusal[role="alert"]');
   same(await page.textContent(".refusal"), "A message has at most 4 images.", "one too many");
   check((await page.locator(".attached li").count()) === 4, "four are kept");

@@ -184,4 +184,72 @@ await run(async (context) => {
     await page.close();
     report({ check: "stop" });
   }
+
+  // A connection that dies without a word, while nothing is awaited.
+  {
+    const page = await context.newPage();
+    const wire = await steer(page);
+    await page.goto(base);
+    await page.waitForSelector(".welcome");
+    wire.up = wire.down = () => {};
+    const began = Date.now();
+    await page.waitForFunction(() => !document.querySelector(".light").matches(".open"), null, { polling: 20 });
+    const noticed = Date.now() - began;
+    // The time that the browser itself needs on a busy machine is left out.
+    check(noticed < 3500, `noticed after ${noticed} ms`);
+    wire.up = wire.down = undefined;
+    await connected(page);
+    report({ check: "silent" });
+
+    // The pauses between attempts have grown: each of these makes the page try at once.
+    const fire = (target, name) =>
+      page.evaluate(([target, name]) => void globalThis[target].dispatchEvent(new Event(name)), [target, name]);
+    const causes = {
+      online: () => fire("window", "online"),
+      focus: () => fire("window", "focus"),
+      pageshow: () => fire("window", "pageshow"),
+      visible: () => fire("document", "visibilitychange"),
+      "Try now": () => page.getByRole("button", { name: "Try now" }).click(),
+    };
+    for (const [cause, act] of Object.entries(causes)) {
+      takeDown(wire);
+      // A pause of two seconds at least follows the fourth attempt.
+      await eventually(page, () => wire.refused >= 4, "four attempts");
+      await page.waitForSelector(".light.waiting");
+      wire.isDown = false;
+      const began = Date.now();
+      await act();
+      await connected(page);
+      const took = Date.now() - began;
+      check(took < 1500, `${cause}: connected after ${took} ms`);
+    }
+    report({ check: "at once" });
+
+    // The service closes the connection: how long the page waits follows from the code and the reason.
+    const closes = [
+      [1001, "", 0, 1500],
+      [1011, "", 1000, 3500],
+      [1012, '{"retry_after":1}', 1000, 2500],
+      [1013, "", 2000, 6500],
+    ];
+    for (const [code, reason, least, most] of closes) {
+      const { connections } = wire;
+      const began = Date.now();
+      wire.last.close(code, reason);
+      await eventually(page, () => wire.connections > connections, `a connection after ${code}`);
+      const took = Date.now() - began;
+      check(took >= least && took < most, `${code}: connected after ${took} ms`);
+      await connected(page);
+    }
+    for (const [reason, text] of [["too many messages", "reload the page"], ["the key was revoked", "sign in to continue"]]) {
+      await page.reload();
+      await connected(page);
+      const { connections } = wire;
+      wire.last.close(1008, reason);
+      await page.locator(".status", { hasText: text }).waitFor();
+      check(wire.connections === connections, `1008, ${reason}: no further attempt`);
+    }
+    await page.close();
+    report({ check: "close codes" });
+  }
 });

@@ -1,15 +1,10 @@
 // Requests on their way: nothing is asked twice, in another order, or lost.
 import { createHash } from "node:crypto";
-import { LIMIT, ask, base, check, connected, open, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
+import { LIMIT, ask, base, check, connected, open, pixel, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
 import { bringUp, eventually, steer, takeDown } from "./socket.mjs";
 
 const [seeing] = rest;
-const PIXEL = Buffer.from(
-  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==",
-  "base64",
-);
-const digest = createHash("sha256").update(PIXEL).digest("hex");
-const file = { name: "pixel.png", mimeType: "image/png", buffer: PIXEL };
+const digest = createHash("sha256").update(pixel.buffer).digest("hex");
 const say = (text) => `[[rate=400 say]]${text}`;
 const roles = async (id) => (await stored(id)).map(({ role }) => role).join();
 const asked = (page) => page.locator(".asked").allTextContents();
@@ -38,7 +33,7 @@ const isKept = (session) =>
   });
 
 async function attach(page, text) {
-  await page.setInputFiles("#images", file);
+  await page.setInputFiles("#images", pixel);
   await page.waitForSelector(".attached img");
   await ask(page, text);
 }
@@ -177,7 +172,7 @@ await run(async (context) => {
       const event = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
       document.querySelector(".sidebar").dispatchEvent(event);
       return event.defaultPrevented;
-    }, [...PIXEL]);
+    }, [...pixel.buffer]);
     check(dropped, "the browser would open the file");
     await page.waitForSelector(".attached img");
     await page.locator(".attached button").click();
@@ -289,5 +284,38 @@ await run(async (context) => {
     await until(page, "complete", 9, 2 * LIMIT);
     await page.close();
     report({ check: "bounds" });
+  }
+
+  // What helps against an error: a sign-in, the same again after the time that is named, another conversation.
+  {
+    const { page, wire } = await steered(context);
+    let failure = { code: "token_expired" };
+    wire.up = (message, pass, { inject }) => {
+      if (message.type !== "chat" || !failure) return pass();
+      const { message_id } = message;
+      inject({ type: "error", message: "refused", retryable: false, message_id, ...failure });
+    };
+    const refused = page.locator(".question.refused");
+    await ask(page, say("one"));
+    await refused.getByRole("button", { name: "Sign in" }).click();
+    await page.getByRole("heading", { name: "Sign in" }).waitFor();
+    await page.keyboard.press("Escape");
+    await refused.getByRole("button", { name: "Remove it" }).click();
+    failure = { code: "rate_limited", retryable: true, retry_after: 5 };
+    await ask(page, say("two"));
+    const again = refused.getByRole("button", { name: /^Ask again/ });
+    await again.waitFor();
+    check((await again.isDisabled()) && /^Ask again in [1-5] s$/.test(await again.textContent()), await again.textContent());
+    failure = undefined;
+    // It can be pressed once the time is over.
+    await again.click();
+    await until(page, "complete");
+    failure = { code: "session_full" };
+    const id = session(page);
+    await ask(page, say("three"));
+    await refused.getByRole("button", { name: "New conversation" }).click();
+    await page.waitForFunction((id) => location.hash.slice(1) !== id, id);
+    await page.close();
+    report({ check: "remedies" });
   }
 });

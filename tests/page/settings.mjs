@@ -29,15 +29,34 @@ await run(async (context) => {
 
   await page.click(".chosen");
   await page.locator('dialog input[type="range"]').fill("0.2");
+  await page.getByLabel("Length of an answer").selectOption("300");
   await page.getByLabel("Instructions for the model").fill("Answer like a pirate.");
   await page.keyboard.press("Escape");
   await ask(page, "[[say rate=400]]`code`\n\n```js\nlet a = 1;\n```");
   await until(page, "complete", 2);
+  same(await page.textContent(".code figcaption span"), "js", "the language of the code");
   const request = await last();
   const text = JSON.stringify(request);
   check(text.includes("Answer like a pirate."), text.slice(0, 2000));
   check(/"temperature":0\.2\b/.test(text), text.slice(0, 2000));
+  check(/"num_predict":300\b/.test(text), text.slice(0, 2000));
   report({ check: "settings" });
+
+  // Another tab has the same, and follows, without a reload.
+  const tab = await open(context);
+  await tab.click(".chosen");
+  same(await tab.getByLabel("Instructions for the model").inputValue(), "Answer like a pirate.", "the instructions");
+  await page.click(".chosen");
+  await tab.getByLabel("Appearance").selectOption("dark");
+  await page.waitForFunction(() => document.documentElement.dataset.theme === "dark");
+  await tab.getByRole("button", { name: "Reset all but the appearance" }).click();
+  await eventually(page, async () => (await page.locator('dialog input[type="range"]').inputValue()) === "0.7", "the settings");
+  same(await page.getByLabel("Instructions for the model").inputValue(), "", "the instructions after a reset");
+  await page.getByLabel("Appearance").selectOption("system");
+  await tab.waitForFunction(() => document.documentElement.dataset.theme === undefined);
+  await page.keyboard.press("Escape");
+  await tab.close();
+  report({ check: "two tabs" });
 
   const clipboard = () => page.evaluate(() => navigator.clipboard.readText());
   await page.getByTitle("Copy answer").last().click();
@@ -47,6 +66,7 @@ await run(async (context) => {
   report({ check: "copy" });
 
   // Dropped on the field.
+  await model.selectOption("vision:latest");
   await page.evaluate(async () => {
     const canvas = new OffscreenCanvas(8, 8);
     canvas.getContext("2d").fillRect(0, 0, 8, 8);
@@ -57,6 +77,7 @@ await run(async (context) => {
   });
   await page.waitForSelector('.attached img[alt="dropped.png"]');
   check((await page.locator(".attached li").count()) === 1, "it is there once");
+  await model.selectOption("");
   report({ check: "drop" });
 
   // Nothing moves for a reader who asked for that.

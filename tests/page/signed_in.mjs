@@ -1,5 +1,6 @@
 // The service requires a sign-in: the page asks for it, and keeps the token in its tab alone.
 import { LIMIT, ask, base, check, connected, rest, run, same, stored, report, until } from "./browser.mjs";
+import { eventually } from "./socket.mjs";
 
 const [token] = rest;
 
@@ -20,6 +21,19 @@ await run(async (context, browser) => {
   await ask(page, "[[count tokens=30]] of alice");
   await until(page, "complete");
   report({ check: "signed in" });
+
+  // The figures of the account are those of the service.
+  const used = async () => {
+    const reply = await fetch(new URL("/api/v1/usage", base), { headers: { authorization: `Bearer ${token}` } });
+    return (await reply.json()).limits.find(({ limit }) => limit === "user-tokens").used;
+  };
+  await eventually(page, async () => (await used()) >= 30, "the tokens of the answer");
+  await page.locator(".account").click();
+  const figures = await page.locator(".usage div", { hasText: "tokens in 24 h, you" }).locator("dd").textContent();
+  const [, shownUse] = /^(\d+) of 5,000$/.exec(figures.trim()) ?? [];
+  check(Math.abs(Number(shownUse) - (await used())) <= 1, `${figures} instead of ${await used()}`);
+  await page.keyboard.press("Escape");
+  report({ check: "usage" });
 
   // The list is the service's: another browser has it, too.
   await page.reload();

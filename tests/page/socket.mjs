@@ -4,9 +4,12 @@ import { LIMIT } from "./browser.mjs";
 /** Puts itself between the page and the service. `up` gets each message of the page, and `down` each
  * event of the service, with a function that passes it on, and the connection. */
 export async function steer(page, { up, down } = {}) {
-  const wire = { connections: 0, sent: [], isDown: false, up, down, last: undefined };
+  const wire = { connections: 0, refused: 0, sent: [], isDown: false, up, down, last: undefined };
   await page.routeWebSocket(/\/ws\?/, (socket) => {
-    if (wire.isDown) return void socket.close();
+    if (wire.isDown) {
+      wire.refused += 1;
+      return void socket.close();
+    }
     wire.connections += 1;
     const server = socket.connectToServer();
     const connection = {
@@ -14,6 +17,12 @@ export async function steer(page, { up, down } = {}) {
       url: socket.url(),
       /** Sends an event to the page, as if it came from the service. */
       inject: (event) => socket.send(JSON.stringify(event)),
+      /** Closes the connection as the service closes one. */
+      close: (code, reason) => {
+        connection.isCut = true;
+        void socket.close({ code, reason });
+        void server.close();
+      },
       /** Ends the connection without a word of the service. */
       cut: () => {
         connection.isCut = true;
@@ -42,6 +51,7 @@ export async function steer(page, { up, down } = {}) {
 /** Ends the connection, and keeps the page from another one until `wire.isDown` is false. */
 export function takeDown(wire) {
   wire.isDown = true;
+  wire.refused = 0;
   wire.last.cut();
 }
 

@@ -41,8 +41,19 @@ await run(async (context) => {
   await page.waitForSelector(`.entries li:has(a[href="#${id}"]) .badge:not(.running)`);
   await tab.waitForSelector(`.entries li:has(a[href="#${id}"]) .badge`, { state: "detached" });
   await tab.close();
+  // One that another device asked for has it, too, as soon as the page is looked at, and is gone on with there.
+  const elsewhere = await context.browser().newContext();
+  const device = await open(elsewhere, `${base}#${id}`);
+  await ask(device, "[[count tokens=150 rate=20]] at another device");
+  await until(device, "streaming");
+  await page.evaluate(() => void document.dispatchEvent(new Event("visibilitychange")));
+  await page.waitForSelector(`.entries li:has(a[href="#${id}"]) .badge.running`);
   await page.click(`.entries a[href="#${id}"]`);
-  await until(page, "complete");
+  await until(page, "streaming");
+  await until(page, "complete", 2);
+  await until(device, "complete", 2);
+  same(await shown(page), await shown(device), "the answer at the other device");
+  await elsewhere.close();
   same(await shown(page), (await stored(id)).at(-1).content.trim(), "the answer");
   report({ check: "badge" });
 

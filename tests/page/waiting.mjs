@@ -26,6 +26,17 @@ await run(async (context) => {
   check((await pending(third)) === "", "nothing waits");
   report({ check: "moves" });
 
+  // Turns were measured by now, so that the time is known.
+  await ask(first, "[[count tokens=2000 rate=50]] at length again");
+  await until(first, "streaming");
+  await ask(second, "[[tokens=5]] later");
+  const time = /^Number 1 in the queue, about (less than a second|\d+ (s|min))/;
+  await eventually(second, async () => time.test(await pending(second)), "the time");
+  await eventually(second, async () => time.test(await second.textContent('[role="status"]')), "the time in the status line");
+  await first.getByRole("button", { name: /stop/i }).click();
+  await until(second, "complete", 2);
+  report({ check: "time" });
+
   // The context window is small, so that a long conversation does not fit.
   for (let turn = 2; turn < 8; turn += 1) {
     await ask(third, `[[tokens=200]] ${"and on ".repeat(60)}`);

@@ -88,6 +88,8 @@ export async function call<T>(method: string, path: string, body?: object, as?: 
 export interface Model {
   name: string;
   size: number;
+  /** Whether it takes images; absent where no host has said. */
+  images?: boolean;
 }
 
 export interface SessionInfo {

@@ -1,19 +1,18 @@
 /** The field for the next question, and what belongs to it. */
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { attachedTo, readAttached } from "./attached";
 import type { Conversation } from "./conversation";
-import { ModelChoice, openDialog } from "./dialogs";
+import { ModelChoice, openDialog, takesImages } from "./dialogs";
 import { draftChanges, readDraft } from "./drafts";
 import { Icon } from "./icons";
 import { tooLong } from "./length";
 import { MOST_OUTGOING } from "./outbox";
 import { ACCEPTED, MOST_BYTES, MOST_PICTURES, readPicture } from "./pictures";
-import type { Picture } from "./pictures";
-import { ask, leaving, writeDraft } from "./sessions";
+import { ask, attachImages, writeDraft } from "./sessions";
 import { Status } from "./status";
 
-/** The images that wait for their question, by session. They last as long as the tab. */
-const attached = new Map<string, Picture[]>();
+const TAKES_NONE = "The chosen model takes no images; choose another one.";
 
 function imagesOf(data: DataTransfer | null): File[] {
   return [...(data?.files ?? [])].filter(({ type }) => type.startsWith("image/"));
@@ -24,32 +23,29 @@ export function Composer({ conversation }: { conversation: Conversation }) {
   const [text, setText] = useState(() => readDraft(id));
   const field = useRef<HTMLTextAreaElement>(null);
   const files = useRef<HTMLInputElement>(null);
-  const [pictures, setPictures] = useState(() => attached.get(id) ?? []);
+  const pictures = attachedTo(id);
   const [trouble, setTrouble] = useState("");
+  const takes = takesImages();
   const long = tooLong(text);
+  const refusal = long || trouble || (pictures.length > 0 && !takes && TAKES_NONE);
   const isRunning = conversation.messages.value.some((message) => message.isOpen);
 
   // Before the field is shown: a text of the last conversation would be sent in this one.
   useLayoutEffect(() => {
     setText(readDraft(id));
-    setPictures(attached.get(id) ?? []);
+    void readAttached(id);
     setTrouble("");
     field.current?.focus();
   }, [id]);
+
+  // Another model may take what this one did not.
+  useLayoutEffect(() => setTrouble(""), [takes]);
 
   // Another tab has the same draft.
   const changes = draftChanges.value;
   useLayoutEffect(() => {
     setText(readDraft(id));
   }, [changes]);
-
-  // The images of a user who signed out go, too.
-  const left = leaving.value;
-  useEffect(() => {
-    if (left === 0) return;
-    attached.clear();
-    setPictures([]);
-  }, [left]);
 
   // A file that is dropped beside the field would be opened in place of the page.
   useEffect(() => {
@@ -91,25 +87,21 @@ export function Composer({ conversation }: { conversation: Conversation }) {
     writeDraft(id, value);
   };
 
-  const attach = (pictures: Picture[]) => {
-    attached.set(id, pictures);
-    setPictures(pictures);
-  };
-
   const add = async (files: Iterable<File>) => {
-    setTrouble("");
+    setTrouble(takesImages() ? "" : TAKES_NONE);
+    if (!takesImages()) return;
     for (const file of files) {
-      const before = attached.get(id) ?? [];
       try {
-        if (before.length === MOST_PICTURES) {
+        const picture = await readPicture(file);
+        await readAttached(id);
+        const all = [...attachedTo(id), picture];
+        if (all.length > MOST_PICTURES) {
           throw new Error(`A message has at most ${MOST_PICTURES} images.`);
         }
-        const picture = await readPicture(file);
-        const all = [...(attached.get(id) ?? []), picture];
         if (all.reduce((sum, { bytes }) => sum + bytes, 0) > MOST_BYTES) {
           throw new Error("The images of a message have at most 4 MB together.");
         }
-        attach(all);
+        attachImages(id, all);
       } catch (error) {
         setTrouble((error as Error).message);
       }
@@ -126,7 +118,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
     }
     if (!ask(question, pictures)) return;
     change("");
-    attach([]);
+    if (pictures.length) attachImages(id, []);
     setTrouble("");
   };
 
@@ -184,7 +176,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
                   title={`Remove ${picture.name}`}
                   onClick={() => {
                     URL.revokeObjectURL(picture.url);
-                    attach(pictures.filter((other) => other !== picture));
+                    attachImages(id, pictures.filter((other) => other !== picture));
                     field.current?.focus();
                   }}
                 >
@@ -195,9 +187,9 @@ export function Composer({ conversation }: { conversation: Conversation }) {
             ))}
           </ul>
         )}
-        {(long || trouble) && (
+        {refusal && (
           <p class="refusal" role="alert">
-            {long || trouble}
+            {refusal}
           </p>
         )}
         <input
@@ -214,15 +206,17 @@ export function Composer({ conversation }: { conversation: Conversation }) {
           }}
         />
         <div class="tools">
-          <button
-            type="button"
-            class="quiet"
-            title="Add images"
-            onClick={() => files.current?.click()}
-          >
-            <Icon name="image" />
-            <span class="hidden">Add images</span>
-          </button>
+          {takes && (
+            <button
+              type="button"
+              class="quiet"
+              title="Add images"
+              onClick={() => files.current?.click()}
+            >
+              <Icon name="image" />
+              <span class="hidden">Add images</span>
+            </button>
+          )}
           <ModelChoice class="model" label="Model that answers" />
           <button
             type="button"

@@ -102,6 +102,12 @@ const THEMES: [Theme, string][] = [
 
 const short = (model: string) => model.replace(/:latest$/, "");
 
+/** Whether the model of the next answers takes images, as far as is known. */
+export function takesImages(): boolean {
+  const name = short(settings.value.model || defaultModel.value);
+  return models.value.find((model) => short(model.name) === name)?.images !== false;
+}
+
 /** Chooses the model of the next answers. */
 export function ModelChoice({ class: name, label }: { class?: string; label: string }) {
   const { model } = settings.value;
@@ -324,9 +330,8 @@ function Files(props: { isBusy: boolean; attempt: (action: () => Promise<unknown
       </div>
       <input
         ref={file}
-        class="hidden"
         type="file"
-        tabIndex={-1}
+        hidden
         aria-label="File of conversations"
         accept=".jsonl,application/x-ndjson"
         onChange={(event) => {

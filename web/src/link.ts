@@ -14,8 +14,10 @@ const LONGEST_PAUSE = 8000;
 /** While an answer is awaited, silence this long is answered with a ping, and a ping that is not
  * answered for as long again ends the connection: together less than three seconds. */
 const SILENCE = 1200;
-/** The same while nothing is awaited. */
-const IDLE_SILENCE = 20_000;
+/** The same silence while nothing is awaited and the page is seen: together at most three seconds. */
+const SEEN_SILENCE = 1600;
+/** The same while the page is hidden. */
+const HIDDEN_SILENCE = 20_000;
 /** The limit while stored messages are on their way: they are large, and a frame is heard only when it is
  * whole. */
 const READING_SILENCE = 10_000;
@@ -188,9 +190,14 @@ export class Link {
       if (now - this.pinged <= limit) return;
       this.silences = Math.min(this.silences + 1, MOST_DOUBLINGS);
       this.lost();
-    } else if (now - this.heard > (this.owner.isAwaiting() ? SILENCE : IDLE_SILENCE)) {
+    } else if (now - this.heard > this.longestSilence()) {
       this.ping();
     }
+  }
+
+  private longestSilence(): number {
+    if (this.owner.isAwaiting()) return SILENCE;
+    return document.visibilityState === "visible" ? SEEN_SILENCE : HIDDEN_SILENCE;
   }
 
   private closed(code: number, reason: string): void {

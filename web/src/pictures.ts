@@ -94,30 +94,30 @@ function stored<T>(mode: IDBTransactionMode, act: (store: IDBObjectStore) => IDB
   });
 }
 
-/** Keeps the images of a message until `dropPictures`. */
-export async function keepPictures(messageId: string, pictures: Picture[]): Promise<void> {
+/** Keeps images under a key, such as the identifier of their message, until `dropPictures`. */
+export async function keepPictures(key: string, pictures: Picture[]): Promise<void> {
   const values: KeptPicture[] = pictures.map(({ name, blob }) => ({ name, blob }));
-  await stored("readwrite", (store) => store.put(values, messageId)).catch(() => {});
+  await stored("readwrite", (store) => store.put(values, key)).catch(() => {});
 }
 
-/** Returns the kept images of a message; none where the browser has not kept them. */
-export async function keptPictures(messageId: string): Promise<Picture[]> {
+/** Returns the images of a key; none where the browser has not kept them. */
+export async function keptPictures(key: string): Promise<Picture[]> {
   try {
-    const values = await stored("readonly", (store) => store.get(messageId) as IDBRequest<KeptPicture[]>);
+    const values = await stored("readonly", (store) => store.get(key) as IDBRequest<KeptPicture[]>);
     return await Promise.all((values ?? []).map(({ name, blob }) => pictureOf(name, blob)));
   } catch {
     return [];
   }
 }
 
-export async function dropPictures(messageId: string): Promise<void> {
-  await stored("readwrite", (store) => store.delete(messageId)).catch(() => {});
+export async function dropPictures(key: string): Promise<void> {
+  await stored("readwrite", (store) => store.delete(key)).catch(() => {});
 }
 
-/** Drops the kept images of all messages but these, which are read after the images: another tab keeps
+/** Drops the images of all keys but those that are due, which are read after the images: another tab keeps
  * a message before its images. */
-export async function dropPicturesBut(messages: () => ReadonlySet<string>): Promise<void> {
+export async function dropPicturesBut(dueKeys: () => ReadonlySet<string>): Promise<void> {
   const keys = await stored("readonly", (store) => store.getAllKeys()).catch(() => []);
-  const due = messages();
+  const due = dueKeys();
   for (const key of keys) if (!due.has(String(key))) await dropPictures(String(key));
 }

@@ -3,6 +3,7 @@
 
 import { batch, computed, effect, signal } from "@preact/signals";
 import * as api from "./api";
+import { attach, attachedKeys, detach, hasAttached } from "./attached";
 import { Conversation } from "./conversation";
 import { draftChanges, keepDraft, keepDrafts, readDraft } from "./drafts";
 import * as kept from "./kept";
@@ -41,6 +42,8 @@ export const remote = signal<Entry[]>([]);
 export const userId = signal("");
 /** Sessions with an open turn in other tabs, by the tab, and until when that is believed. */
 const elsewhere = signal<ReadonlyMap<string, { running: string[]; until: number }>>(new Map());
+/** Anonymous sessions in which the service said that an answer is being written. */
+const afar = signal<ReadonlySet<string>>(new Set());
 /** Sessions whose answer ended while another one was shown. */
 export const unread = signal<ReadonlySet<string>>(new Set());
 const open = signal<ReadonlyMap<string, Conversation>>(new Map());
@@ -63,7 +66,7 @@ export function isRunning(id: string): boolean {
   const here = open.value.get(id);
   if (here) return here.busy.value;
   const isListed = remote.value.some((entry) => entry.id === id && entry.running);
-  return isListed || [...elsewhere.value.values()].some(({ running }) => running.includes(id));
+  return isListed || afar.value.has(id) || [...elsewhere.value.values()].some(({ running }) => running.includes(id));
 }
 
 kept.watch("sessions", () => {
@@ -83,8 +86,11 @@ const channel = "BroadcastChannel" in window ? new BroadcastChannel("jarvis") : 
 /** How long a tab's word holds, and how often it is repeated, in milliseconds. */
 const HOLDS = 5000;
 const REPEAT = 2000;
-/** How often the newest of a user's sessions are listed again while the page is seen, in milliseconds. */
+/** How often it is asked what other devices do in the newest sessions while the page is seen, in
+ * milliseconds. */
 const REFRESH = 15_000;
+/** Anonymous sessions of which that is asked, at most: each costs a request. */
+const MOST_ASKED = 4;
 
 const tab = kept.uuid();
 
@@ -145,10 +151,13 @@ const begun: string[] = [];
 export function showNew(): void {
   const { id, isEmpty, loaded } = conversation.value;
   if (isEmpty && loaded.value) return;
-  const isWaiting = (other: string) => other !== id && isNew(other) && readDraft(other) !== "";
+  const isWaiting = (other: string) => other !== id && isNew(other) && hasDraft(other);
   const unsent = kept.read("unsent", "");
   show(begun.findLast(isWaiting) ?? (listed(unsent) && isWaiting(unsent) ? unsent : begin()));
 }
+
+/** Whether something was written, or added, and not sent in a session. */
+const hasDraft = (id: string) => readDraft(id) !== "" || hasAttached(id);
 
 /** Returns the identifier of a conversation that was not there before. */
 function begin(): string {
@@ -309,6 +318,14 @@ async function refreshNewest(): Promise<void> {
   remote.value = [...newest, ...older.map((entry) => ({ ...entry, running: false }))];
 }
 
+/** Asks whether an answer is being written in the newest anonymous sessions that this tab has not open. */
+async function askNewest(): Promise<void> {
+  const closed = local.peek().filter(({ id }) => !open.peek().has(id));
+  const asked = closed.slice(0, MOST_ASKED).map(({ id }) => api.describe(id).catch(() => undefined));
+  const infos = await Promise.all(asked);
+  afar.value = new Set(infos.flatMap((info) => (info?.running ? [info.session_id] : [])));
+}
+
 /** Signs in with a token that the service accepts. Throws where it does not. */
 export async function signIn(token: string): Promise<void> {
   const { user_id } = await api.usage(token);
@@ -356,11 +373,12 @@ export function signOut(): void {
   });
 }
 
-/** Forgets what the user wrote in this browser: drafts, messages on their way, and the instructions. What
- * belongs to the anonymous conversations stays. */
+/** Forgets what the user left in this browser: drafts and their images, messages on their way, and the
+ * instructions. What belongs to the anonymous conversations stays. */
 function forgetUser(): void {
   const anonymous = new Set(local.peek().map(({ id }) => id));
   const isKept = (id: string) => anonymous.has(id);
+  detach((id) => !isKept(id));
   keepDrafts((drafts) => drafts.filter(([key]) => isKept(key.split("/")[0]!)));
   for (const key of kept.keys("outgoing.")) {
     const id = key.slice("outgoing.".length);
@@ -369,11 +387,7 @@ function forgetUser(): void {
   kept.write("unsent", undefined);
   begun.length = 0;
   settings.value = { ...settings.peek(), system: "" };
-  leaving.value += 1;
 }
-
-/** Counts the sign-outs: what a tab holds of a user is dropped with each. */
-export const leaving = signal(0);
 
 /** Moves the anonymous sessions of this browser to the user's account; returns how many were moved. */
 export async function claimAll(): Promise<number> {
@@ -391,7 +405,7 @@ export async function claimAll(): Promise<number> {
   await refresh();
   const { id, isEmpty } = conversation.peek();
   // Whoever moved the conversation that was shown goes on with it.
-  if (moved && before && isEmpty && readDraft(id) === "") show(before);
+  if (moved && before && isEmpty && !hasDraft(id)) show(before);
   before = "";
   return moved;
 }
@@ -449,6 +463,7 @@ export async function remove(id: string): Promise<void> {
   keepLocal((all) => all.filter((entry) => entry.id !== id));
   remote.value = remote.peek().filter((entry) => entry.id !== id);
   keepDrafts((drafts) => drafts.filter(([key]) => key.split("/")[0] !== id));
+  void attach(id, []);
   forget(id);
   batch(() => {
     shown?.close();
@@ -460,17 +475,28 @@ export async function remove(id: string): Promise<void> {
 /** Keeps what was written and not sent in a session; a new one is found again by it. */
 export function writeDraft(id: string, text: string): void {
   keepDraft(id, text);
-  if (text && isNew(id)) {
-    kept.write("unsent", id);
-    if (!begun.includes(id)) begun.push(id);
-  }
+  if (text) noteDraft(id);
 }
 
-/** Puts a text into the field for the next question, behind what is there. */
-export function writeAgain(text: string): void {
+/** Keeps the images that wait in a session; a new one is found again by them, too. */
+export function attachImages(id: string, pictures: Picture[]): void {
+  void attach(id, pictures);
+  if (pictures.length) noteDraft(id);
+}
+
+function noteDraft(id: string): void {
+  if (!isNew(id)) return;
+  kept.write("unsent", id);
+  if (!begun.includes(id)) begun.push(id);
+}
+
+/** Puts a text into the field for the next question, behind what is there, and its images where none are
+ * there. */
+export function writeAgain(text: string, pictures: Picture[]): void {
   const { id } = conversation.peek();
   const draft = readDraft(id);
   writeDraft(id, draft ? `${draft}\n${text}` : text);
+  if (pictures.length && !hasAttached(id)) attachImages(id, pictures);
   draftChanges.value += 1;
   document.getElementById("question")?.focus();
 }
@@ -493,10 +519,13 @@ export function follow(): void {
   addEventListener("hashchange", go);
   addEventListener("popstate", go);
   openUndelivered();
-  const due = () => kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
-  void dropPicturesBut(() => new Set(due().map(({ message_id }) => message_id)));
-  const ifSeen = (read: () => Promise<void>) => () => {
-    if (document.visibilityState === "visible" && userId.peek()) read().catch(() => {});
+  const outgoing = () => kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
+  const due = () => [...outgoing().map(({ message_id }) => message_id), ...attachedKeys()];
+  void dropPicturesBut(() => new Set(due()));
+  const ifSeen = (readUsers: () => Promise<void>) => () => {
+    if (document.visibilityState !== "visible") return;
+    if (userId.peek()) readUsers().catch(() => {});
+    else if (!api.token.peek()) void askNewest();
   };
   document.addEventListener("visibilitychange", ifSeen(refresh));
   setInterval(ifSeen(refreshNewest), REFRESH);

@@ -23,10 +23,19 @@ export const DEFAULTS: Settings = {
 
 export type Theme = "system" | "light" | "dark";
 
-export const settings = signal<Settings>({ ...DEFAULTS, ...kept.read("settings", {}) });
-export const theme = signal<Theme>(kept.read<Theme>("theme", "system"));
+const readSettings = (): Settings => ({ ...DEFAULTS, ...kept.read("settings", {}) });
+const readTheme = () => kept.read<Theme>("theme", "system");
 
-effect(() => kept.write("settings", settings.value));
+/** The settings that the browser has: they are not written again, or two tabs would answer each other. */
+let known = readSettings();
+export const settings = signal(known);
+export const theme = signal(readTheme());
+
+effect(() => {
+  if (settings.value !== known) kept.write("settings", (known = settings.value));
+});
+kept.watch("settings", () => (settings.value = known = readSettings()));
+kept.watch("theme", () => (theme.value = readTheme()));
 effect(() => {
   // theme.js reads the same before the first paint.
   kept.write("theme", theme.value === "system" ? undefined : theme.value);

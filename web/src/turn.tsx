@@ -80,8 +80,9 @@ function Question({ message, conversation }: { message: Message; conversation: C
             document.getElementById("question")?.focus();
           }}
           edit={() => {
+            const { value: pictures } = message.pictures;
             conversation.discard(message);
-            writeAgain(message.text.value);
+            writeAgain(message.text.value, Array.isArray(pictures) ? pictures : []);
           }}
           remove={() => {
             conversation.discard(message);

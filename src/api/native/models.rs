@@ -20,13 +20,13 @@ pub struct ModelList {
     default: String,
 }
 
-/// Returns the models of all hosts.
+/// Returns the models of all hosts, and whether they take images.
 #[utoipa::path(
     get, path = "/api/v1/chat/models", tag = "models",
     responses((status = 200, body = ModelList), Unavailable),
 )]
 pub async fn chat_models(State(shared): State<Shared>) -> Result<Json<ModelList>, Problem> {
-    let models = shared.models().await?;
+    let models = shared.described_models().await?;
     let default = shared.settings.default_model.clone();
     let count = models.len();
     Ok(Json(ModelList { models, count, default }))

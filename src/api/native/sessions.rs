@@ -38,6 +38,8 @@ pub struct SessionPage {
     model: String,
     pinned: bool,
     archived: bool,
+    /// Whether an answer is being written.
+    running: bool,
     /// The messages, oldest first.
     #[schema(value_type = Vec<Message>)]
     messages: Vec<Box<RawValue>>,
@@ -87,6 +89,7 @@ pub async fn read(
         model: page.info.model,
         pinned: page.info.pinned,
         archived: page.info.archived,
+        running: page.info.running,
         message_count: total,
         total,
         skip,

@@ -70,7 +70,8 @@ pub struct ListedModel {
 }
 
 impl From<ModelInfo> for ListedModel {
-    fn from(ModelInfo { name, size, modified, digest, details }: ModelInfo) -> Self {
+    fn from(model: ModelInfo) -> Self {
+        let ModelInfo { name, size, modified, digest, details, images: _ } = model;
         Self { model: name.clone(), name, modified_at: modified, size, digest, details }
     }
 }
