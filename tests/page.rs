@@ -365,7 +365,7 @@ async fn a_question_that_is_sent_while_no_replica_answers_is_asked_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_who_signs_in_lists_finds_saves_and_takes_back_what_was_said() {
-    // So few tokens that none comes back while the test runs.
+    // So few tokens that a question shows in what is left of them.
     let tokens = ("JARVIS_USER_TOKENS_PER_DAY", "5000");
     let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET), tokens];
     let fleet = fleet(&settings).await;

@@ -1,24 +1,27 @@
 //! The models of one host: requested when they are needed, and cached for seconds.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::error::OllamaError;
 use super::host::{Details, Host};
 use super::lock;
 use super::reply::{LoadedModel, Model};
-use crate::lifecycle::{catch_panic, spawn_caught};
+use crate::lifecycle::{Panicked, catch_panic, spawn_caught};
 use crate::model_name::ModelName;
 
 /// How long a listing is fresh.
 pub(super) const FRESH: Duration = Duration::from_secs(5);
 /// How long a host that failed to reply is not asked again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long a host is not asked again for a model that it did not describe.
+const DESCRIBE_AGAIN: Duration = Duration::from_secs(5);
 /// Models whose details are cached, at most.
 const DETAILS: usize = 1024;
 
@@ -48,6 +51,9 @@ pub(super) type LastListing = Option<Arc<Listing>>;
 /// A request that is under way, shared by all that wait for its reply.
 pub(super) type PendingListing = Shared<BoxFuture<'static, LastListing>>;
 
+/// The task that describes the models of a listing.
+pub(super) type Description = JoinHandle<Result<(), Panicked>>;
+
 /// The state of the cache.
 pub(super) enum CatalogueEntry {
     /// The cached reply is fresh.
@@ -63,8 +69,9 @@ pub(super) struct Catalogue {
     state: Mutex<CatalogueState>,
     /// By digest, so that the details of a replaced model are requested again.
     details: Mutex<HashMap<String, Details>>,
-    /// The digests of models that the host does not describe. Held while a list of models is described.
-    undescribed: tokio::sync::Mutex<HashSet<String>>,
+    /// When the host was asked for models that it did not describe, by digest. Held while a list of models is
+    /// described.
+    undescribed: tokio::sync::Mutex<HashMap<String, Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -170,23 +177,32 @@ impl Catalogue {
         lock(&self.details).get(&model.digest).map(|details| details.sees)
     }
 
-    /// Requests the details of the models of a listing that are not known, one after another, each once.
-    /// Ends with the first request that fails: the host does not reply.
-    pub(super) async fn describe(&self, listing: &Listing) {
+    /// Requests the details of the models of a listing that are not known, one after another, in a task that
+    /// goes on where its callers have left.
+    pub(super) fn describe(self: &Arc<Self>, listing: &Arc<Listing>) -> Description {
+        let (catalogue, listing) = (Arc::clone(self), Arc::clone(listing));
+        spawn_caught("catalogue", async move { catalogue.describe_models(&listing).await })
+    }
+
+    async fn describe_models(&self, listing: &Listing) {
         let mut undescribed = self.undescribed.lock().await;
+        undescribed.retain(|_, asked| asked.elapsed() < DESCRIBE_AGAIN);
         for model in listing.models.values() {
             let is_known = lock(&self.details).contains_key(&model.digest);
-            if is_known || model.digest.is_empty() || undescribed.contains(&model.digest) {
+            let was_asked = undescribed.contains_key(&model.digest);
+            if is_known || was_asked || model.digest.is_empty() || undescribed.len() >= DETAILS {
                 continue;
             }
-            if self.details(model).await.is_err() {
-                return;
+            let described = self.details(model).await;
+            if self.known_to_see(model).is_some() {
+                continue;
             }
-            if self.known_to_see(model).is_none() {
-                if undescribed.len() >= DETAILS {
-                    undescribed.clear();
-                }
-                undescribed.insert(model.digest.clone());
+            undescribed.insert(model.digest.clone(), Instant::now());
+            if described.is_err_and(|error| error.fault().is_some()) {
+                // A host that does not reply about one model would hold the others up, too.
+                let digests = listing.models.values().map(|model| model.digest.clone());
+                undescribed.extend(digests.take(DETAILS).map(|digest| (digest, Instant::now())));
+                return;
             }
         }
     }

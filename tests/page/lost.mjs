@@ -195,8 +195,8 @@ await run(async (context) => {
     const began = Date.now();
     await page.waitForFunction(() => !document.querySelector(".light").matches(".open"), null, { polling: 20 });
     const noticed = Date.now() - began;
-    // The time that the browser itself needs on a busy machine is left out.
-    check(noticed < 3500, `noticed after ${noticed} ms`);
+    // At most 3 s by its own clocks; the rest is for a busy machine.
+    check(noticed < 5000, `noticed after ${noticed} ms`);
     wire.up = wire.down = undefined;
     await connected(page);
     report({ check: "silent" });
@@ -221,15 +221,15 @@ await run(async (context) => {
       await act();
       await connected(page);
       const took = Date.now() - began;
-      check(took < 1500, `${cause}: connected after ${took} ms`);
+      check(took < 1900, `${cause}: connected after ${took} ms`);
     }
     report({ check: "at once" });
 
     // The service closes the connection: how long the page waits follows from the code and the reason.
     const closes = [
-      [1001, "", 0, 1500],
+      [1001, "", 0, 2500],
       [1011, "", 1000, 3500],
-      [1012, '{"retry_after":1}', 1000, 2500],
+      [1012, '{"retry_after":1}', 1000, 3500],
       [1013, "", 2000, 6500],
     ];
     for (const [code, reason, least, most] of closes) {

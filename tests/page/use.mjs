@@ -44,8 +44,9 @@ await run(async (context) => {
   // One that another device asked for has it, too, as soon as the page is looked at, and is gone on with there.
   const elsewhere = await context.browser().newContext();
   const device = await open(elsewhere, `${base}#${id}`);
-  await ask(device, "[[count tokens=150 rate=20]] at another device");
+  await ask(device, "[[count tokens=300 rate=20]] at another device");
   await until(device, "streaming");
+  // The page looks by itself every 15 s.
   await page.evaluate(() => void document.dispatchEvent(new Event("visibilitychange")));
   await page.waitForSelector(`.entries li:has(a[href="#${id}"]) .badge.running`);
   await page.click(`.entries a[href="#${id}"]`);

@@ -25,6 +25,9 @@ export const attachedKeys = () => Object.keys(readChanges()).map(keyOf);
 /** Whether images wait in a session. */
 export const hasAttached = (session: string) => session in readChanges();
 
+/** Whether images wait in a session that this tab has not read. */
+export const isUnread = (session: string) => hasAttached(session) && !attached.peek().has(session);
+
 /** Returns the images of a session that this tab has read. */
 export const attachedTo = (session: string) => attached.value.get(session) ?? [];
 
@@ -36,7 +39,13 @@ function show(session: string, pictures: Picture[]): void {
 export async function readAttached(session: string): Promise<Picture[]> {
   const known = () => attached.peek().get(session);
   if (!known()) {
-    const pictures = hasAttached(session) ? await keptPictures(keyOf(session)) : [];
+    let change: string | undefined;
+    let pictures: Picture[];
+    // Another tab may change them meanwhile.
+    do {
+      change = readChanges()[session];
+      pictures = change === undefined ? [] : await keptPictures(keyOf(session));
+    } while (change !== readChanges()[session]);
     if (!known()) show(session, pictures);
   }
   return known() ?? [];
@@ -48,8 +57,8 @@ export async function attach(session: string, pictures: Picture[]): Promise<void
   // A tab that starts drops what has no entry, so the entry comes first.
   note(session, pictures.length ? "" : undefined);
   if (!pictures.length) return dropPictures(keyOf(session));
-  await keepPictures(keyOf(session), pictures);
-  if (hasAttached(session)) note(session, kept.uuid());
+  const isKept = await keepPictures(keyOf(session), pictures);
+  if (hasAttached(session)) note(session, isKept ? kept.uuid() : undefined);
 }
 
 /** Drops the images of these sessions, in every tab. */

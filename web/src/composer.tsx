@@ -1,7 +1,7 @@
 /** The field for the next question, and what belongs to it. */
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { attachedTo, readAttached } from "./attached";
+import { attachedTo, isUnread, readAttached } from "./attached";
 import type { Conversation } from "./conversation";
 import { ModelChoice, openDialog, takesImages } from "./dialogs";
 import { draftChanges, readDraft } from "./drafts";
@@ -9,7 +9,7 @@ import { Icon } from "./icons";
 import { tooLong } from "./length";
 import { MOST_OUTGOING } from "./outbox";
 import { ACCEPTED, MOST_BYTES, MOST_PICTURES, readPicture } from "./pictures";
-import { ask, attachImages, writeDraft } from "./sessions";
+import { ask, attachImages, userId, writeDraft } from "./sessions";
 import { Status } from "./status";
 
 const TAKES_NONE = "The chosen model takes no images; choose another one.";
@@ -90,14 +90,16 @@ export function Composer({ conversation }: { conversation: Conversation }) {
   const add = async (files: Iterable<File>) => {
     setTrouble(takesImages() ? "" : TAKES_NONE);
     if (!takesImages()) return;
+    const user = userId.peek();
     for (const file of files) {
       try {
-        const picture = await readPicture(file);
-        await readAttached(id);
-        const all = [...attachedTo(id), picture];
-        if (all.length > MOST_PICTURES) {
+        if ((await readAttached(id)).length >= MOST_PICTURES) {
           throw new Error(`A message has at most ${MOST_PICTURES} images.`);
         }
+        const picture = await readPicture(file);
+        // What a user adds while signing out is nobody's.
+        if (userId.peek() !== user) return;
+        const all = [...attachedTo(id), picture];
         if (all.reduce((sum, { bytes }) => sum + bytes, 0) > MOST_BYTES) {
           throw new Error("The images of a message have at most 4 MB together.");
         }
@@ -112,6 +114,8 @@ export function Composer({ conversation }: { conversation: Conversation }) {
   const send = () => {
     const question = text.trim();
     if (!question || long) return;
+    // Images of before a reload take a moment to read; the question does not go without them.
+    if (isUnread(id)) return void readAttached(id);
     if (conversation.outbox.isFull) {
       setTrouble(`${MOST_OUTGOING} messages are on their way; wait until one of them was taken.`);
       return;

@@ -158,6 +158,8 @@ export class Link {
 
   private receive(text: string): void {
     this.heard = Date.now();
+    // A reply that comes later than the limit leaves it doubled: it is what the connection takes.
+    const isInTime = !this.pinged || this.heard - this.pinged <= SILENCE;
     this.pinged = 0;
     let event: ServerEvent;
     try {
@@ -166,7 +168,7 @@ export class Link {
       return;
     }
     if (event.cursor) this.cursor = event.cursor;
-    if (event.type === "pong" || event.type === "stream_chunk") this.silences = 0;
+    if (isInTime && (event.type === "pong" || event.type === "stream_chunk")) this.silences = 0;
     if (event.type === "connection") {
       clearTimeout(this.attemptTimer);
       this.attempt = 0;

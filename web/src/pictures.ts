@@ -94,10 +94,12 @@ function stored<T>(mode: IDBTransactionMode, act: (store: IDBObjectStore) => IDB
   });
 }
 
-/** Keeps images under a key, such as the identifier of their message, until `dropPictures`. */
-export async function keepPictures(key: string, pictures: Picture[]): Promise<void> {
+/** Keeps images under a key, such as the identifier of their message, until `dropPictures`. Returns whether
+ * the browser keeps them. */
+export async function keepPictures(key: string, pictures: Picture[]): Promise<boolean> {
   const values: KeptPicture[] = pictures.map(({ name, blob }) => ({ name, blob }));
-  await stored("readwrite", (store) => store.put(values, key)).catch(() => {});
+  const put = stored("readwrite", (store) => store.put(values, key));
+  return put.then(() => true, () => false);
 }
 
 /** Returns the images of a key; none where the browser has not kept them. */

@@ -89,6 +89,8 @@ const REPEAT = 2000;
 /** How often it is asked what other devices do in the newest sessions while the page is seen, in
  * milliseconds. */
 const REFRESH = 15_000;
+/** How long ago a session was used that may have an answer that is being written. */
+const RECENT = 3_600_000;
 /** Anonymous sessions of which that is asked, at most: each costs a request. */
 const MOST_ASKED = 4;
 
@@ -318,9 +320,11 @@ async function refreshNewest(): Promise<void> {
   remote.value = [...newest, ...older.map((entry) => ({ ...entry, running: false }))];
 }
 
-/** Asks whether an answer is being written in the newest anonymous sessions that this tab has not open. */
+/** Asks whether an answer is being written in the newest anonymous sessions that this tab has not open. Those
+ * that were used long ago are not asked about: many pages may share the limit of one address. */
 async function askNewest(): Promise<void> {
-  const closed = local.peek().filter(({ id }) => !open.peek().has(id));
+  const since = Date.now() - RECENT;
+  const closed = local.peek().filter(({ id, updated }) => updated > since && !open.peek().has(id));
   const asked = closed.slice(0, MOST_ASKED).map(({ id }) => api.describe(id).catch(() => undefined));
   const infos = await Promise.all(asked);
   afar.value = new Set(infos.flatMap((info) => (info?.running ? [info.session_id] : [])));

@@ -103,7 +103,8 @@ fn page() -> anyhow::Result<Outcome> {
     install::chromium()?;
     install::page_modules()?;
     Ok(Outcome {
-        ok: pass("page", &["--nocapture"])?,
+        // One after another: some measure how long the browser takes.
+        ok: pass("page", &["--nocapture", "--test-threads=1"])?,
         text: "writers that are killed and hang under a browser, and failovers of Redis".to_owned(),
     })
 }

@@ -48,7 +48,7 @@ pub enum AttackKind {
     Sockets,
     /// One address that fills its share of the queue
     Queue,
-    /// Refused requests, new sessions and large bodies at once
+    /// Refused requests, new sessions and large bodies at once, a third of the rate each
     Floods,
     /// Slow connections, garbage, sockets and the queue at once
     Everything,
@@ -106,23 +106,28 @@ impl AttackKind {
     pub async fn run(self, target: &Target, attack: &Attack) {
         let parts = self.parts();
         if parts.is_empty() {
-            return self.run_from(FIRST_BLOCK, target, attack, attack.connections).await;
+            return self.run_from(FIRST_BLOCK, target, attack).await;
         }
         // The parts claim other addresses than the attacks alone, and than those of another one.
         let block = FIRST_BLOCK + BLOCK * (1 + u8::from(self == Self::Everything));
-        // Slow connections and garbage are two parts each: as many of both as one attack alone holds.
-        let connections = attack.connections / 2;
-        join_all(parts.iter().map(|part| part.run_from(block, target, attack, connections))).await;
+        let attack = match self {
+            // As many requests together as one flood alone.
+            Self::Floods => Attack { per_minute: attack.per_minute / 3, ..attack.clone() },
+            // Four of the parts hold connections: as many together as one of them alone.
+            _ => Attack { connections: attack.connections / 4, ..attack.clone() },
+        };
+        join_all(parts.iter().map(|part| part.run_from(block, target, &attack))).await;
     }
 
-    /// Attacks from the addresses of this block, and with so many connections where it holds some.
-    async fn run_from(self, block: u8, target: &Target, attack: &Attack, connections: usize) {
+    /// Attacks from the addresses of this block.
+    async fn run_from(self, block: u8, target: &Target, attack: &Attack) {
         let addresses = |count| Addresses { attack: block + self as u8, count };
         let flood = |flood, count| {
             let plan =
                 FloodPlan { flood, per_minute: attack.per_minute, addresses: addresses(count) };
             floods::run(target, plan)
         };
+        let connections = attack.connections;
         let hold =
             |kind| connections::run(target, kind, connections, addresses(MANY), attack.load.seed);
         match self {

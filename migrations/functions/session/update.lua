@@ -28,6 +28,16 @@ local function change(keys, args, at, hash, field, value)
   redis.call('HSET', keys.session, changed, at)
 end
 
+-- Returns the time of a change that is later than all before it. The clocks of replicas differ, and a clock may
+-- step back.
+local function after_all_changes(keys)
+  local at = now_us()
+  for _, field in ipairs({ 'title', 'metadata', 'pinned', 'archived' }) do
+    at = math.max(at, tonumber(redis.call('HGET', keys.session, field .. '_at') or 0) + 1)
+  end
+  return string.format('%.0f', at)
+end
+
 register {
   name = 'update',
   version = 1,
@@ -42,8 +52,7 @@ register {
     if args.epoch ~= '' and args.epoch ~= epoch then
       return { 'ok', epoch, args.at }
     end
-    -- The clocks of replicas differ: the later of two changes is told by the clock of Redis.
-    local at = args.at ~= '' and args.at or string.format('%.0f', now_us())
+    local at = args.at ~= '' and args.at or after_all_changes(keys)
     if args.by == 'model' then
       if redis.call('HSETNX', keys.session, 'titled', 1) == 1 then
         redis.call('HSET', keys.messages, 'title', args.title)

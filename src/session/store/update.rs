@@ -26,14 +26,12 @@ pub struct Update {
     session: SessionId,
     change: SessionChange,
     /// Whether the title is the model's: it replaces the first question only.
-    #[serde(default)]
     is_by_model: bool,
     /// When the change was made, on the clock of this replica.
     now: String,
     /// The epoch of the session, as Redis replied; empty before the first reply.
     epoch: String,
     /// Microseconds of the change on the clock of Redis, as it replied; empty before the first reply.
-    #[serde(default)]
     at: String,
 }
 
