@@ -12,6 +12,7 @@ async fn openais_python_package_works_unchanged_with_responses() {
     let checks = "whole streamed helper asynchronous background cancel_and_delete conversation \
         conversations tools_in_conversation json_schema tools strict_tools carried errors";
     Sdk::Python.passes(FOLDER, checks).await;
+    Sdk::Python.runs_the_blocks_of("OPENAI.md", "A response").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
