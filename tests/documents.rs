@@ -104,7 +104,9 @@ fn every_test_that_a_document_names_is_there() {
                     .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_…".contains(c))
                 && !quote.starts_with("jarvis_")
                 && !quote.starts_with("gen_ai_")
-                && !quote.starts_with("process_");
+                && !quote.starts_with("process_")
+                // A code of OpenAI's API.
+                && quote != "previous_response_not_found";
             if is_name {
                 checked += 1;
                 assert!(matches_one(quote, &names), "{document} names a test {quote}");
@@ -213,6 +215,46 @@ fn rows<'a>(document: &'a str, heading: &str) -> Vec<&'a str> {
     let (_, section) = document.split_once(heading).unwrap_or_else(|| panic!("no {heading}"));
     let section = section.split("\n## ").next().unwrap_or_default();
     section.lines().filter(|line| line.starts_with("| ")).skip(2).collect()
+}
+
+#[test]
+fn the_versions_in_the_pages_about_clients_are_those_that_the_tests_install() {
+    let install = read("xtask/src/install.rs");
+    let version = |registry: &str, package: &str| -> String {
+        let (_, list) = install.split_once(&format!("const {registry}: ")).expect("a list");
+        let list = list.split("];").next().unwrap_or_default();
+        let entry = list.split_once(&format!("(\"{package}\", \""));
+        let (_, rest) = entry.unwrap_or_else(|| panic!("{package} is not in {registry}"));
+        rest.split('"').next().unwrap_or_default().to_owned()
+    };
+    let (python, node) = ("PYTHON_PACKAGES", "NODE_PACKAGES");
+    let clients = [
+        ("openai, Python", python, &["openai"][..]),
+        ("openai, Node.js", node, &["openai"]),
+        ("ollama, Python", python, &["ollama"]),
+        ("ollama, JavaScript", node, &["ollama"]),
+        ("LangChain", python, &["langchain-openai", "langchain-ollama"]),
+        ("LiteLLM", python, &["litellm"]),
+        ("Vercel's AI SDK", node, &["ai", "@ai-sdk/openai-compatible"]),
+    ];
+    let page = read("docs/CLIENTS.md");
+    let table = rows(&page, "## Supported features");
+    for (client, registry, packages) in clients {
+        let row = table.iter().find(|row| row.starts_with(&format!("| [{client}]")));
+        let row = row.unwrap_or_else(|| panic!("no row of {client}"));
+        let wanted = packages.iter().map(|package| match packages.len() {
+            1 => version(registry, package),
+            _ => format!("{package} {}", version(registry, package)),
+        });
+        let wanted = wanted.collect::<Vec<_>>().join(", ");
+        assert_eq!(row.split(" | ").nth(1), Some(&*wanted), "the version of {client}");
+    }
+    // The others are of no package that the tests install.
+    let others = ["openai, Go", "ollama, the command", "Open WebUI", "curl"];
+    assert_eq!(table.len(), clients.len() + others.len(), "a client without a known version");
+    let types =
+        format!("`openresponses-types` of PyPI, {}", version(python, "openresponses-types"));
+    assert!(read("docs/OPENAI.md").contains(&types), "no {types}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ async fn ollamas_python_package_works_unchanged() {
     let checks = "models whole streamed generated asynchronous options conversation formatted tools \
         images embedded errors rate_limit error_in_a_stream";
     Sdk::Python.passes_signed_in(SCRIPTS, checks).await;
+    Sdk::Python.runs_the_blocks_of("CLIENTS.md", "ollama, Python").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -21,6 +22,7 @@ async fn ollamas_node_package_works_unchanged() {
     let checks = "models whole streamed generated options formatted tools images embedded errors \
         rate_limit error_in_a_stream leaves";
     Sdk::Node.passes_signed_in(SCRIPTS, checks).await;
+    Sdk::Node.runs_the_blocks_of("CLIENTS.md", "ollama, JavaScript").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

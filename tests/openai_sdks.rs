@@ -20,6 +20,7 @@ async fn openais_python_package_works_unchanged() {
     let checks = "models whole streamed helper asynchronous stop_and_limit seed conversation \
         json_schema tools strict_tools carried images embedded errors rate_limit error_in_a_stream";
     Sdk::Python.passes_signed_in(SCRIPTS, checks).await;
+    Sdk::Python.runs_the_blocks_of("CLIENTS.md", "openai, Python").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,6 +28,7 @@ async fn openais_node_package_works_unchanged() {
     let checks = "models whole streamed helper stop_and_limit seed conversation json_schema \
         tools strict_tools carried images embedded errors rate_limit leaves";
     Sdk::Node.passes_signed_in(SCRIPTS, checks).await;
+    Sdk::Node.runs_the_blocks_of("CLIENTS.md", "openai, Node.js").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

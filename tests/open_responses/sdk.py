@@ -1,5 +1,7 @@
 """The cases of Open Responses' compliance suite, against two replicas: what comes back is validated by the
-types that are generated from its description (PyPI: openresponses-types).
+types that are generated from its description (PyPI: openresponses-types). They are the seven cases of
+`src/lib/compliance-tests.ts` of github.com/openresponses/openresponses at the commit 0cb939cc, and those of
+the commit 18e56560 that need no vector store and no search.
 
 Usage: sdk.py URL URL: runs every case at each replica in turn, streamed and not, and prints one JSON object
 a line: {"check": its name}.
@@ -104,6 +106,37 @@ def conversation(url: str) -> None:
                   message("user", "What is my name?")])
 
 
+def chained(url: str) -> None:
+    first = whole(url, {"model": "tinyllama", "input": "Remember the word papaya."})
+    answers(url, [message("user", "Which word is it?")], previous_response_id=first["id"])
+
+
+def round_trip(url: str) -> None:
+    """The suite makes the model call its tool by `tool_choice`, which is refused here: see below."""
+    asked = [message("user", "[[call=get_weather]] How is it?")]
+    first = whole(url, {"model": "tinyllama", "input": asked, "tools": [TOOL]})
+    (call,) = first["output"]
+    output = {"type": "function_call_output", "call_id": call["call_id"], "output": "64 degrees"}
+    answers(url, [output], previous_response_id=first["id"])
+
+
+def refused(url: str) -> None:
+    """Checks the parameters of two cases that this service does not support."""
+    file = {"type": "input_file", "filename": "title.pdf",
+            "file_data": "data:application/pdf;base64,JVBERi0="}
+    chosen = {"type": "function", "name": "get_weather"}
+    for param, asked in [
+        ("tool_choice", {"input": "How is it?", "tools": [TOOL], "tool_choice": chosen}),
+        ("input[0].content[0].type", {"input": [message("user", [file])]}),
+    ]:
+        for stream in [False, True]:
+            request = {"model": "tinyllama", "stream": stream, **asked}
+            reply = httpx.post(f"{url}/v1/responses", json=request, timeout=30)
+            error = reply.json()["error"]
+            got = (reply.status_code, error["param"], error["code"])
+            assert got == (400, param, "unsupported_value"), reply.text
+
+
 def structured(url: str) -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}}}
     named = {"type": "json_schema", "name": "city", "schema": schema}
@@ -125,7 +158,8 @@ def failed(url: str) -> None:
     assert validated(other) == response
 
 
-for check in [text, system_prompt, tool, image, conversation, structured, incomplete, failed]:
+for check in [text, system_prompt, tool, image, conversation, chained, round_trip, refused, structured,
+              incomplete, failed]:
     for replica in sys.argv[1:]:
         check(replica)
     print(json.dumps({"check": check.__name__}), flush=True)

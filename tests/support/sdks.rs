@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::client::{get, http, post};
 use super::eventually;
 use super::process::LIMIT;
-use super::setup::pair;
+use super::setup::{pair, setup_on};
 use super::tokens::{SECRET, token};
 
 /// The arguments of the host.
@@ -100,25 +100,68 @@ impl Sdk {
         (read, post(reading, path, &request).await.body)
     }
 
+    /// Runs each block of code in the package's language below a heading of a page in `docs`, against a
+    /// replica in place of `HOST`. Checks that each block ends well and prints an answer.
+    pub async fn runs_the_blocks_of(self, page: &str, heading: &str) {
+        let setup = setup_on(&HOST, &[]).await;
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
+        let page = std::fs::read_to_string(path).expect("a page");
+        let (_, section) = page.split_once(&format!("\n## {heading}\n")).expect("the heading");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let fence = match self {
+            Self::Python => "\n```python\n",
+            Self::Node => "\n```js\n",
+        };
+        let blocks: Vec<_> = section.split(fence).skip(1).collect();
+        assert!(!blocks.is_empty(), "{heading} has no block of code");
+        for block in blocks {
+            let code = block.split("\n```").next().unwrap_or_default();
+            assert!(code.contains("http://HOST:10200"), "no HOST in\n{code}");
+            let code = code.replace("http://HOST:10200", &setup.replica.url);
+            let mut command = self.program();
+            match self {
+                Self::Python => command.arg("-c"),
+                // Node.js looks for the modules of such code in the working directory.
+                Self::Node => command
+                    .args(["--input-type=module", "--eval"])
+                    .current_dir(run_folder().join("node")),
+            };
+            let run = command.arg(&code).kill_on_drop(true).output();
+            let output = timeout(LINE_LIMIT, run).await.expect("an end in time");
+            let output = output.expect("a program: `make test` installs its packages");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{}\n{code}\n{errors}", output.status);
+            assert!(!output.stdout.trim_ascii().is_empty(), "no answer is printed by\n{code}");
+        }
+    }
+
     /// Runs the script of this folder of tests.
     pub fn run(self, folder: &str, arguments: &[&str]) -> Driver {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
-        let mut command = match self {
+        let mut command = self.program();
+        match self {
             Self::Python => {
-                let mut command = Command::new(run_folder().join("venv/bin/python"));
                 let support = scripts.with_file_name("support");
-                command.arg(scripts.join("sdk.py")).env("PYTHONPATH", support);
-                command.env("PYTHONDONTWRITEBYTECODE", "1");
-                command
+                command.arg(scripts.join("sdk.py")).env("PYTHONPATH", support)
             }
             Self::Node => {
-                let mut command = Command::new(find("node").expect("Node.js"));
-                command.arg(scripts.join("sdk.mjs")).arg(run_folder().join("node/node_modules"));
-                command
+                command.arg(scripts.join("sdk.mjs")).arg(run_folder().join("node/node_modules"))
             }
         };
         command.args(arguments);
         Driver::start(command)
+    }
+
+    /// Returns the program that runs the code of the package's users.
+    fn program(self) -> Command {
+        match self {
+            Self::Python => {
+                let mut command = Command::new(run_folder().join("venv/bin/python"));
+                command.env("PYTHONDONTWRITEBYTECODE", "1");
+                command
+            }
+            Self::Node => Command::new(find("node").expect("Node.js")),
+        }
     }
 }
 

@@ -146,6 +146,8 @@ fn invite(listen: &Address, model: &str) {
     row("", &format!("curl -N --json '{streamed}' {url}/api/v1/chat/"));
     let socket = url.replacen("http", "ws", 1);
     row("WebSocket", &format!("{socket}/ws {}", dim("(try it: make chat)")));
+    row("OpenAI", &format!("{url}/v1 {}", dim("(the base URL of its SDKs: docs/CLIENTS.md)")));
+    row("Ollama", &format!("{url} {}", dim("(OLLAMA_HOST)")));
     let logs = paths::shown(&paths::logs());
     say(&dim(&format!(
         "\n  The model is {model}. Logs are in {logs}. Ctrl-C stops all of it; the history stays.\n"
