@@ -12,14 +12,14 @@ const LONG: &str = "[[tokens=150 rate=60]] a long answer";
 #[tokio::test(flavor = "multi_thread")]
 async fn ollamas_python_package_works_unchanged() {
     let checks = "models whole streamed generated asynchronous options conversation formatted tools \
-        images embedded errors rate_limit error_in_a_stream";
+        images embedded errors rate_limit error_in_a_stream lines_of_the_page";
     Sdk::Python.passes_signed_in(SCRIPTS, checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ollamas_node_package_works_unchanged() {
     let checks = "models whole streamed generated options formatted tools images embedded errors \
-        rate_limit error_in_a_stream leaves";
+        rate_limit error_in_a_stream leaves lines_of_the_page";
     Sdk::Node.passes_signed_in(SCRIPTS, checks).await;
 }
 

@@ -18,14 +18,15 @@ const LONG: &str = "[[tokens=150 rate=60]] a long answer";
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_python_package_works_unchanged() {
     let checks = "models whole streamed helper asynchronous stop_and_limit seed conversation \
-        json_schema tools strict_tools carried images embedded errors rate_limit error_in_a_stream";
+        json_schema tools strict_tools carried images embedded errors rate_limit error_in_a_stream \
+        lines_of_the_page";
     Sdk::Python.passes_signed_in(SCRIPTS, checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_node_package_works_unchanged() {
     let checks = "models whole streamed helper stop_and_limit seed conversation json_schema \
-        tools strict_tools carried images embedded errors rate_limit leaves";
+        tools strict_tools carried images embedded errors rate_limit leaves lines_of_the_page";
     Sdk::Node.passes_signed_in(SCRIPTS, checks).await;
 }
 

@@ -18,7 +18,7 @@ import sys
 from typing import Any, Callable
 
 from ollama import AsyncClient, Client, ResponseError
-from sdk_checks import run, show
+from sdk_checks import printed_by_page, run, show
 
 MODEL = "tinyllama"
 # A PNG of one pixel.
@@ -141,6 +141,8 @@ def images(url: str) -> None:
     expected = f"1 images: {hashlib.sha256(pixel).hexdigest()}"
     shown: list[Any] = [{"role": "user", "content": "[[images]] what is it?", "images": [pixel]}]
     assert client(url).chat("vision", shown).message.content == expected
+    parts = client(url).chat("vision", shown, stream=True)
+    assert "".join(part.message.content or "" for part in parts) == expected
     assert client(url).generate("vision", "[[images]] what is it?", images=[PIXEL]).response == expected
 
 
@@ -212,9 +214,13 @@ def error_in_a_stream(url: str) -> None:
     raise AssertionError("no ResponseError")
 
 
+def lines_of_the_page(url: str) -> None:
+    reply = client(url).chat(MODEL, question("Hello"))
+    assert printed_by_page("ollama, Python", url) == f"{reply.message.content}\n"
+
+
 CHECKS = [models, whole, streamed, generated, asynchronous, options, conversation, formatted,
-          tools, images, embedded, errors,
-          rate_limit, error_in_a_stream]
+          tools, images, embedded, errors, rate_limit, error_in_a_stream, lines_of_the_page]
 
 
 def read(key: str, text: str, url: str) -> None:

@@ -10,6 +10,7 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
+import { printedByPage } from "../support/page_lines.mjs";
 
 const [modules, mode, first, ...rest] = process.argv.slice(2);
 const OpenAI = createRequire(`${modules}/`)("openai");
@@ -209,6 +210,10 @@ async function images(url) {
   const messages = [{ role: "user", content }];
   const reply = await client(url).chat.completions.create({ model: "vision", messages });
   assert.equal(reply.choices[0].message.content, `1 images: ${digest()}`);
+  let text = "";
+  const stream = await client(url).chat.completions.create({ model: "vision", messages, stream: true });
+  for await (const chunk of stream) text += chunk.choices[0]?.delta.content ?? "";
+  assert.equal(text, reply.choices[0].message.content);
 }
 
 async function raises(kind, status, code, param, call) {
@@ -267,8 +272,14 @@ async function leaves(url) {
   await whole(url);
 }
 
+async function lines_of_the_page(url) {
+  const reply = await client(url).chat.completions.create({ model: MODEL, messages: question("Hello") });
+  const printed = printedByPage(modules, "openai, Node.js", url);
+  assert.equal(printed, `${reply.choices[0].message.content}\n`);
+}
+
 const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools, strict_tools,
-  carried, images, embedded, errors, rate_limit, leaves];
+  carried, images, embedded, errors, rate_limit, leaves, lines_of_the_page];
 
 if (mode === "read") {
   const [text, url] = rest;

@@ -21,7 +21,7 @@ from typing import Any, Callable
 import openai
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
-from sdk_checks import run, show
+from sdk_checks import printed_by_page, run, show
 
 MODEL = "tinyllama"
 # A PNG of one pixel.
@@ -219,6 +219,8 @@ def images(url: str) -> None:
     create: Any = client(url).chat.completions.create
     reply = create(model="vision", messages=shown).choices[0].message.content
     assert reply == f"1 images: {digest}", reply
+    chunks = create(model="vision", messages=shown, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == reply
     shown[0]["content"][1]["image_url"]["url"] = "https://example.org/x.png"
     raises(openai.BadRequestError, 400, "unsupported_value", "messages[0].content[1].image_url.url",
            lambda: create(model="vision", messages=shown))
@@ -297,8 +299,14 @@ def error_in_a_stream(url: str) -> None:
     raise AssertionError("no APIError")
 
 
+def lines_of_the_page(url: str) -> None:
+    reply = client(url).chat.completions.create(model=MODEL, messages=question("Hello"))
+    assert printed_by_page("openai, Python", url) == f"{reply.choices[0].message.content}\n"
+
+
 CHECKS = [models, whole, streamed, helper, asynchronous, stop_and_limit, seed, conversation,
-          json_schema, tools, strict_tools, carried, images, embedded, errors, rate_limit, error_in_a_stream]
+          json_schema, tools, strict_tools, carried, images, embedded, errors, rate_limit,
+          error_in_a_stream, lines_of_the_page]
 
 
 def read(key: str, text: str, url: str) -> None:
