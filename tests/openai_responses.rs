@@ -90,16 +90,20 @@ impl Background {
         Self { replicas, ollama, id }
     }
 
-    /// Waits until a client of the second replica has so many pieces of the text.
-    async fn until_pieces(&self, pieces: usize) {
-        let url = format!("{}{RESPONSES}/{}?stream=true", self.replicas[1].url, self.id);
-        until_pieces(http().get(url), pieces).await;
+    /// Has a client read it after its first event at the second replica, which is connected when `fault`
+    /// begins. Returns the events that the client gets.
+    async fn watched_during(&self, fault: impl Future<Output = ()>) -> Vec<Value> {
+        let path = format!("{RESPONSES}/{}?stream=true&starting_after=0", self.id);
+        let request = http().get(format!("{}{path}", self.replicas[1].url));
+        let stream = request.send().await.expect("a response");
+        let (mut watched, ()) = tokio::join!(read_to_their_ends(vec![stream]), fault);
+        watched.remove(0)
     }
 
     /// Has it read to its end at the second replica while `fault` happens, and then from its beginning
     /// and after each event at the third one. Returns the response, which has this text.
     async fn is_whole_after(&self, text: &str, fault: impl Future<Output = ()>) -> Value {
-        let (watched, ()) = tokio::join!(resumed(&self.replicas[1], &self.id, Some(0)), fault);
+        let watched = self.watched_during(fault).await;
         let all = resumed(&self.replicas[2], &self.id, None).await;
         assert_eq!(watched, all[1..]);
         assert_eq!(joined(&all), text);
@@ -242,11 +246,7 @@ async fn a_background_response_is_resumed_at_a_third_replica_after_its_writer_wa
     let question = "[[tokens=120]] hold on";
     let it = Background::begin(3, &redis.url(), &["--rate", "40"], &asked(question)).await;
     let text = expected(question);
-    let response = it.is_whole_after(&text, async {
-        it.until_pieces(30).await;
-        it.replicas[0].kill();
-    });
-    let response = response.await;
+    let response = it.is_whole_after(&text, async { it.replicas[0].kill() }).await;
     assert_eq!(
         (&response["status"], &response["usage"]["output_tokens"]),
         (&json!("completed"), &json!(120))
@@ -313,7 +313,6 @@ async fn a_background_response_survives_a_failover_of_redis_with_its_writer() {
     let left_alone = "[[tokens=200]] alone";
     let alone = begun_and_left(&it.replicas[0], &asked(left_alone)).await;
     let response = it.is_whole_after(&text, async {
-        it.until_pieces(30).await;
         redis.primary.kill();
         // The writer has more of both than Redis has when it dies, before there is a new primary.
         let at_failover = stat(&it.ollama, "tokens").await;
@@ -339,10 +338,7 @@ async fn started_again(host: &[&str], request: &Value) -> (Vec<Value>, Value) {
     let redis = RedisServer::start();
     let it = Background::begin(2, &redis.url(), host, request).await;
     let Background { replicas, id, .. } = &it;
-    let (watched, ()) = tokio::join!(resumed(&replicas[1], id, None), async {
-        it.until_pieces(30).await;
-        replicas[0].kill();
-    });
+    let watched = it.watched_during(async { replicas[0].kill() }).await;
     let error = watched.last().expect("an end");
     assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("upstream_interrupted")));
     let last = &watched[watched.len() - 2]["sequence_number"];
