@@ -444,9 +444,11 @@ async fn a_request_that_goes_away_stops_its_model_streamed_or_not() {
 #[tokio::test]
 async fn a_stream_that_waits_for_its_turn_has_its_first_byte_within_a_second_and_then_heartbeats() {
     let mut both = Waiting::begin(CHAT, asked).await;
-    for _ in 0..2 {
+    // A heartbeat comes each second.
+    for seconds in [1, 3] {
         let chunk = both.stream.chunk().await.expect("a chunk").expect("bytes");
-        assert!(both.asked_at.elapsed() < Duration::from_secs(3), "{:?}", both.asked_at.elapsed());
+        let waited = both.asked_at.elapsed();
+        assert!(waited < Duration::from_secs(seconds), "{waited:?}");
         let line: Value = serde_json::from_slice(&chunk).expect("one line");
         assert_eq!(line["message"], json!({"role": "assistant", "content": ""}));
         assert_eq!(line["done"], false);
@@ -547,6 +549,31 @@ async fn a_whole_answer_with_a_format_that_breaks_off_starts_again() {
         };
         let answer: Value = serde_json::from_str(&text).expect(&text);
         assert_eq!(answer, json!({"rows": vec![3; 6]}));
+    }
+    assert_eq!(stat(&ollama, "faulted").await, 2);
+}
+
+#[tokio::test]
+async fn an_answer_with_a_call_that_breaks_off_starts_again_and_has_its_call_once() {
+    let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
+    let tools = json!([{"type": "function", "function": {"name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]);
+    for stream in [false, true] {
+        let question = format!("[[tokens=40 fault=cut@7]] [[call=weather]] how is it {stream}");
+        let request = with(asked(&question), "tools", tools.clone());
+        let lines = if stream {
+            streamed(&replica, CHAT, &request).await.lines
+        } else {
+            vec![post(&replica, CHAT, &request).await.body]
+        };
+        let last = lines.last().expect("a line");
+        assert_eq!((&last["done"], &last["done_reason"]), (&json!(true), &json!("stop")), "{last}");
+        let answer = ollama_sim::script_answer(MODEL, &question, None, 64);
+        assert_eq!(joined(&lines, "/message/content"), answer);
+        let calls = lines.iter().filter_map(|line| line["message"]["tool_calls"].as_array());
+        let calls: Vec<_> = calls.flatten().collect();
+        assert_eq!(calls.len(), 1, "stream: {stream}, {calls:?}");
+        assert_eq!(calls[0]["function"]["arguments"], json!({"city": "word"}));
     }
     assert_eq!(stat(&ollama, "faulted").await, 2);
 }

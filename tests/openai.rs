@@ -14,7 +14,7 @@ use support::fronts::{
     Waiting, a_client_that_leaves_stops_its_model, ada_was_asked, asked_with_one_key,
     embeddings_take_a_slot_and_count,
 };
-use support::host::requests;
+use support::host::{requests, stat};
 use support::process::{Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
@@ -301,7 +301,12 @@ async fn a_placeholder_key_is_no_key_where_sign_in_is_optional_and_refused_where
 
 #[tokio::test]
 async fn limits_are_reported_in_openais_headers_and_refuse_with_its_error() {
-    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
+    let settings = [
+        ("JARVIS_JWT_SECRET", SECRET),
+        ("JARVIS_USER_TURNS_PER_MINUTE", "2"),
+        // One comes back in 10 s.
+        ("JARVIS_USER_TOKENS_PER_DAY", "8640"),
+    ];
     let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &settings).await;
     let ask = async || {
         let request =
@@ -313,8 +318,17 @@ async fn limits_are_reported_in_openais_headers_and_refuse_with_its_error() {
     assert_eq!(first.headers["x-ratelimit-limit-requests"], "2");
     assert_eq!(first.headers["x-ratelimit-remaining-requests"], "1");
     assert_eq!(first.headers["x-ratelimit-reset-requests"], "30s");
-    assert!(first.headers.contains_key("x-ratelimit-remaining-tokens"));
-    ask().await;
+    assert_eq!(first.headers["x-ratelimit-limit-tokens"], "8640");
+    let second = ask().await;
+    let of_tokens = |name: &str| {
+        let value = second.headers[format!("x-ratelimit-{name}-tokens")].to_str();
+        value.expect("a text").to_owned()
+    };
+    // What the first answer took is missing, and takes minutes to come back.
+    let left: u64 = of_tokens("remaining").parse().expect("a number");
+    assert!((8_000..8_640).contains(&left), "{left}");
+    let reset = of_tokens("reset");
+    assert!(reset.contains('m') && reset.ends_with('s'), "{reset}");
     let refused = ask().await;
     assert_eq!(envelope(&refused), (429, "requests", None, "rate_limit_exceeded"));
     assert!(refused.headers.contains_key("retry-after"));
@@ -521,6 +535,36 @@ async fn a_tool_is_called_and_its_result_is_answered_streamed_or_not() {
     let none = with(request, "tool_choice", json!("none"));
     let reply = post(&replica, COMPLETIONS, &none).await.body;
     assert_eq!(reply["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn an_answer_with_a_call_that_breaks_off_starts_again_and_has_its_call_once() {
+    let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
+    let tools = json!([{"type": "function", "function": {"name": "weather", "parameters":
+        {"type": "object", "properties": {"city": {"type": "string"}}}}}]);
+    for stream in [false, true] {
+        let question = format!("[[tokens=40 fault=cut@7]] [[call=weather]] how is it {stream}");
+        let request = with(with(asked(&question), "tools", tools.clone()), "temperature", json!(0));
+        let (text, calls) = if stream {
+            let stream = streamed(&replica, &request).await;
+            assert!(stream.done, "{}", stream.raw);
+            let of_chunk = |chunk: &Value| chunk["choices"][0]["delta"]["tool_calls"].clone();
+            let calls = stream.data.iter().map(of_chunk).filter(Value::is_array);
+            let calls: Vec<_> = calls.flat_map(|calls| calls.as_array().cloned()).collect();
+            (joined(&stream.data), calls.concat())
+        } else {
+            let whole = post(&replica, COMPLETIONS, &request).await.body;
+            assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls", "{whole}");
+            let calls = whole["choices"][0]["message"]["tool_calls"].as_array().cloned();
+            (content(&whole).to_owned(), calls.expect("calls"))
+        };
+        assert_eq!(text, ollama_sim::script_answer(MODEL, &question, None, 64), "{stream}");
+        assert_eq!(calls.len(), 1, "{stream}: {calls:?}");
+        assert_eq!(calls[0]["function"]["arguments"], r#"{"city":"word"}"#);
+    }
+    assert_eq!(stat(&ollama, "faulted").await, 2);
+    // Nothing was continued behind a break.
+    assert_eq!(requests(&ollama, "/api/generate").await, Vec::<Value>::new());
 }
 
 #[tokio::test]

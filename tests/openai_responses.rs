@@ -12,7 +12,7 @@ use support::client::{get, http, post, send, with};
 use support::ended_streams::revoked_and_drained;
 use support::eventually;
 use support::fleet::{Fleet, ready_replicas};
-use support::fronts::ada_was_asked;
+use support::fronts::{a_client_that_leaves_stops_its_model, ada_was_asked};
 use support::host::{requests, stat};
 use support::metrics::until_metric_line;
 use support::process::{LIMIT, Process, ollama_sim};
@@ -26,6 +26,52 @@ use support::samples::RESPONSE_EVENTS;
 use support::tokens::{SECRET, token};
 use uuid::Uuid;
 
+/// The pieces of its text that the client of a background response has when it leaves.
+const PIECES_BEFORE_LEAVING: usize = 20;
+
+/// Begins a response in the background, whose client leaves in the middle of its stream. Returns its
+/// identifier.
+async fn begun_and_left(replica: &Process, request: &Value) -> String {
+    let request = with(with(request.clone(), "background", json!(true)), "stream", json!(true));
+    let request = http().post(format!("{}{RESPONSES}", replica.url)).json(&request);
+    until_pieces(request, PIECES_BEFORE_LEAVING).await
+}
+
+/// Opens a stream of a running response after each number below `count`, at these replicas in turn.
+async fn opened_after_every_number(
+    replicas: [&Process; 2],
+    id: &str,
+    count: usize,
+) -> Vec<reqwest::Response> {
+    let client = http();
+    let open = |after: usize| {
+        let url = &replicas[after % 2].url;
+        client.get(format!("{url}{RESPONSES}/{id}?stream=true&starting_after={after}")).send()
+    };
+    let opened = join_all((0..count).map(open)).await;
+    // All of them were there before the end, most of them before their first event.
+    assert_eq!(retrieved(replicas[0], id).await.body["status"], "in_progress");
+    opened.into_iter().map(|response| response.expect("a response")).collect()
+}
+
+/// Reads each of these streams to its end.
+async fn read_to_their_ends(opened: Vec<reqwest::Response>) -> Vec<Vec<Value>> {
+    let read = opened.into_iter().map(async |response| {
+        assert_eq!(response.status(), 200);
+        events_of(&response.text().await.expect("a body"))
+    });
+    join_all(read).await
+}
+
+/// Checks that the streams after each number had exactly the rest of these events, and that none of the
+/// numbers is missing.
+fn are_the_rests_after_every_number(rests: Vec<Vec<Value>>, all: &[Value]) {
+    assert!((30..rests.len()).contains(&all.len()), "{} of {}", all.len(), rests.len());
+    for (after, rest) in rests.into_iter().enumerate() {
+        assert_eq!(rest, all.get(after + 1..).unwrap_or_default(), "after {after}");
+    }
+}
+
 /// A background response, and the replicas that it is read from; the first one writes it.
 struct Background {
     replicas: Vec<Process>,
@@ -34,26 +80,30 @@ struct Background {
 }
 
 impl Background {
-    /// Begins it at the first of so many replicas over this Redis, whose host has these arguments.
+    /// Begins it at the first of so many replicas over this Redis, whose host has these arguments. Its
+    /// client leaves.
     async fn begin(count: usize, redis_url: &str, host: &[&str], request: &Value) -> Self {
         let ollama = ollama_sim(host);
         let settings = [("JARVIS_LEASE_MS", "1000")];
         let replicas = ready_replicas(count, redis_url, &ollama.url, &settings).await;
-        let request = with(request.clone(), "background", json!(true));
-        let id = id_of(&post(&replicas[0], RESPONSES, &request).await.body);
+        let id = begun_and_left(&replicas[0], request).await;
         Self { replicas, ollama, id }
     }
 
-    /// Waits until a client of the second replica has so many pieces of the text.
-    async fn until_pieces(&self, pieces: usize) {
-        let url = format!("{}{RESPONSES}/{}?stream=true", self.replicas[1].url, self.id);
-        until_pieces(http().get(url), pieces).await;
+    /// Has a client read it after its first event at the second replica, which is connected when `fault`
+    /// begins. Returns the events that the client gets.
+    async fn watched_during(&self, fault: impl Future<Output = ()>) -> Vec<Value> {
+        let path = format!("{RESPONSES}/{}?stream=true&starting_after=0", self.id);
+        let request = http().get(format!("{}{path}", self.replicas[1].url));
+        let stream = request.send().await.expect("a response");
+        let (mut watched, ()) = tokio::join!(read_to_their_ends(vec![stream]), fault);
+        watched.remove(0)
     }
 
     /// Has it read to its end at the second replica while `fault` happens, and then from its beginning
     /// and after each event at the third one. Returns the response, which has this text.
     async fn is_whole_after(&self, text: &str, fault: impl Future<Output = ()>) -> Value {
-        let (watched, ()) = tokio::join!(resumed(&self.replicas[1], &self.id, Some(0)), fault);
+        let watched = self.watched_during(fault).await;
         let all = resumed(&self.replicas[2], &self.id, None).await;
         assert_eq!(watched, all[1..]);
         assert_eq!(joined(&all), text);
@@ -135,32 +185,33 @@ async fn a_response_without_a_stream_is_streamed_later_and_a_running_one_is_join
 
 #[tokio::test]
 async fn a_running_response_is_resumed_after_every_number_at_each_replica() {
-    const EVENTS: usize = 100;
     let fleet = Fleet::start(2, &["--rate", "20"], &[]).await;
     let [one, two] = &*fleet.replicas else { panic!("two replicas") };
     let request = with(asked("[[tokens=60]] go on"), "background", json!(true));
     let id = id_of(&post(one, RESPONSES, &request).await.body);
     let begun = async || retrieved(two, &id).await.body["status"] == "in_progress";
     assert!(eventually(LIMIT, begun).await, "it does not begin");
-    let client = http();
-    let open = |after: usize| {
-        let url = if after.is_multiple_of(2) { &one.url } else { &two.url };
-        client.get(format!("{url}{RESPONSES}/{id}?stream=true&starting_after={after}")).send()
-    };
-    let opened = join_all((0..EVENTS).map(open)).await;
-    // All of them were there before the end, most of them before their first event.
-    assert_eq!(retrieved(one, &id).await.body["status"], "in_progress");
-    let read = opened.into_iter().map(async |response| {
-        let response = response.expect("a response");
-        assert_eq!(response.status(), 200);
-        events_of(&response.text().await.expect("a body"))
-    });
-    let (all, rests) = tokio::join!(resumed(two, &id, None), join_all(read));
+    let opened = opened_after_every_number([one, two], &id, 100).await;
+    let (all, rests) = tokio::join!(resumed(two, &id, None), read_to_their_ends(opened));
     assert_eq!(whole(&all)["status"], "completed");
-    assert!((30..EVENTS).contains(&all.len()), "{}", all.len());
-    for (after, rest) in rests.into_iter().enumerate() {
-        assert_eq!(rest, all.get(after + 1..).unwrap_or_default(), "after {after}");
-    }
+    are_the_rests_after_every_number(rests, &all);
+}
+
+#[tokio::test]
+async fn streams_after_every_number_get_exactly_the_rest_although_their_writer_is_killed() {
+    let redis = RedisServer::start();
+    let question = "[[tokens=100]] hold on";
+    let it = Background::begin(3, &redis.url(), &["--rate", "20"], &asked(question)).await;
+    let [writing, one, two] = &*it.replicas else { panic!("three replicas") };
+    let opened = opened_after_every_number([one, two], &it.id, 200).await;
+    writing.kill();
+    let rests = read_to_their_ends(opened).await;
+    let all = resumed(two, &it.id, None).await;
+    assert_eq!(
+        (whole(&all)["status"].as_str(), joined(&all)),
+        (Some("completed"), expected(question))
+    );
+    are_the_rests_after_every_number(rests, &all);
 }
 
 #[tokio::test]
@@ -185,16 +236,17 @@ async fn a_background_response_goes_on_without_a_client_while_others_are_cancell
 }
 
 #[tokio::test]
+async fn a_response_whose_client_goes_away_stops_its_model_streamed_or_not() {
+    a_client_that_leaves_stops_its_model(RESPONSES, &asked("[[tokens=1000]] go on")).await;
+}
+
+#[tokio::test]
 async fn a_background_response_is_resumed_at_a_third_replica_after_its_writer_was_killed() {
     let redis = RedisServer::start();
     let question = "[[tokens=120]] hold on";
     let it = Background::begin(3, &redis.url(), &["--rate", "40"], &asked(question)).await;
     let text = expected(question);
-    let response = it.is_whole_after(&text, async {
-        it.until_pieces(20).await;
-        it.replicas[0].kill();
-    });
-    let response = response.await;
+    let response = it.is_whole_after(&text, async { it.replicas[0].kill() }).await;
     assert_eq!(
         (&response["status"], &response["usage"]["output_tokens"]),
         (&json!("completed"), &json!(120))
@@ -257,31 +309,36 @@ async fn a_background_response_survives_a_failover_of_redis_with_its_writer() {
     let question = "[[tokens=200]] hold on";
     let it = Background::begin(3, &redis.url(), &["--rate", "30"], &asked(question)).await;
     let text = expected(question);
+    // Nobody asks for this one before its end.
+    let left_alone = "[[tokens=200]] alone";
+    let alone = begun_and_left(&it.replicas[0], &asked(left_alone)).await;
     let response = it.is_whole_after(&text, async {
-        it.until_pieces(20).await;
         redis.primary.kill();
-        // The writer has more than Redis has when it dies, before there is a new primary.
+        // The writer has more of both than Redis has when it dies, before there is a new primary.
         let at_failover = stat(&it.ollama, "tokens").await;
-        let goes_on = async || stat(&it.ollama, "tokens").await >= at_failover + 40;
+        let goes_on = async || stat(&it.ollama, "tokens").await >= at_failover + 80;
         assert!(eventually(LIMIT, goes_on).await, "the model stops");
         it.replicas[0].kill();
     });
     assert_eq!(response.await["status"], "completed");
+    let written = async || stat(&it.ollama, "completed").await >= 2;
+    assert!(eventually(LIMIT, written).await, "without a client it does not go on");
+    let all = resumed(&it.replicas[2], &alone, None).await;
+    assert_eq!(whole(&all)["status"], "completed");
+    assert_eq!(joined(&all), expected(left_alone));
+    for after in [0, 1, PIECES_BEFORE_LEAVING] {
+        let rest = resumed(&it.replicas[1], &alone, Some(after as u64)).await;
+        assert_eq!(rest, all[after + 1..], "after {after}");
+    }
 }
 
-#[tokio::test]
-async fn an_answer_that_started_again_has_other_numbers_and_is_never_spliced() {
+/// Kills the writer of a response whose answer starts again, and checks that no client gets a splice of two.
+/// Returns the events of the answer, and the response.
+async fn started_again(host: &[&str], request: &Value) -> (Vec<Value>, Value) {
     let redis = RedisServer::start();
-    let question = "[[tokens=100 think=10]] hold on";
-    let request = json!({"model": "thinker", "input": question, "temperature": 0,
-        "reasoning": {"effort": "low"}});
-    let host = ["--models", "thinker", "--rate", "40"];
-    let it = Background::begin(2, &redis.url(), &host, &request).await;
+    let it = Background::begin(2, &redis.url(), host, request).await;
     let Background { replicas, id, .. } = &it;
-    let (watched, ()) = tokio::join!(resumed(&replicas[1], id, None), async {
-        it.until_pieces(10).await;
-        replicas[0].kill();
-    });
+    let watched = it.watched_during(async { replicas[0].kill() }).await;
     let error = watched.last().expect("an end");
     assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("upstream_interrupted")));
     let last = &watched[watched.len() - 2]["sequence_number"];
@@ -294,6 +351,31 @@ async fn an_answer_that_started_again_has_other_numbers_and_is_never_spliced() {
     let path = format!("{RESPONSES}/{id}?stream=true&starting_after={last}");
     let reply = get(&replicas[1], &path).await;
     assert_eq!(refused(&reply), (409, None, "answer_restarted"));
+    (all, response)
+}
+
+#[tokio::test]
+async fn an_answer_that_started_again_has_other_numbers_and_is_never_spliced() {
+    let question = "[[tokens=100 think=10]] hold on";
+    let request = json!({"model": "thinker", "input": question, "temperature": 0,
+        "reasoning": {"effort": "low"}});
+    started_again(&["--models", "thinker", "--rate", "40"], &request).await;
+}
+
+#[tokio::test]
+async fn an_answer_with_a_call_that_started_again_has_its_call_once() {
+    let question = "[[tokens=100]] [[call=weather]] hold on";
+    let tool = json!({"type": "function", "name": "weather", "parameters":
+        {"type": "object", "properties": {"city": {"type": "string"}}}});
+    let request = with(asked(question), "tools", json!([tool]));
+    let (events, response) = started_again(&["--rate", "40"], &request).await;
+    assert_eq!(output_text(&response), expected(question));
+    let output = response["output"].as_array().expect("items");
+    let types: Vec<_> = output.iter().map(|item| &item["type"]).collect();
+    assert_eq!(types, ["message", "function_call"]);
+    assert_eq!(output[1]["arguments"], r#"{"city":"word"}"#);
+    let done = |event: &&Value| event["type"] == "response.function_call_arguments.done";
+    assert_eq!(events.iter().filter(done).count(), 1);
 }
 
 #[tokio::test]
@@ -457,6 +539,29 @@ async fn a_response_goes_on_with_the_conversation_of_an_earlier_one() {
     let next = with(asked("next"), "previous_response_id", running["id"].clone());
     let reply = post(two, RESPONSES, &next).await;
     assert_eq!(refused(&reply), (400, Some("previous_response_id"), "invalid_value"));
+}
+
+#[tokio::test]
+async fn a_query_for_a_response_that_is_not_supported_is_refused_by_its_field() {
+    let fleet = Fleet::start(1, &["--rate", "2000"], &[]).await;
+    let replica = &fleet.replicas[0];
+    let id = id_of(&post(replica, RESPONSES, &asked("[[tokens=3]] hi")).await.body);
+    let path = format!("{RESPONSES}/{id}");
+    for (query, param, code) in [
+        ("include=x", "include", "unsupported_value"),
+        ("stream=true&include[]=x", "include", "unsupported_value"),
+        ("stream=true&include_obfuscation=true", "include_obfuscation", "unsupported_value"),
+        ("stream=up", "stream", "invalid_type"),
+        ("starting_after=1", "starting_after", "invalid_value"),
+        ("stream=true&starting_after=-1", "starting_after", "invalid_value"),
+        ("colour=1", "colour", "unknown_parameter"),
+    ] {
+        let reply = get(replica, &format!("{path}?{query}")).await;
+        assert_eq!(refused(&reply), (400, Some(param), code), "{query}");
+    }
+    for query in ["include_obfuscation=false", "stream=true&include_obfuscation=false"] {
+        assert_eq!(get(replica, &format!("{path}?{query}")).await.status, 200, "{query}");
+    }
 }
 
 #[tokio::test]

@@ -10,8 +10,9 @@ const FOLDER: &str = "openai_responses_sdks";
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_python_package_works_unchanged_with_responses() {
     let checks = "whole streamed helper asynchronous background cancel_and_delete conversation \
-        conversations tools_in_conversation json_schema tools strict_tools carried errors";
-    Sdk::Python.passes(FOLDER, checks).await;
+        conversations tools_in_conversation json_schema tools strict_tools carried images errors \
+        rate_limit";
+    Sdk::Python.passes_signed_in(FOLDER, checks).await;
     Sdk::Python.runs_the_blocks_of("OPENAI.md", "A response").await;
 }
 
@@ -25,6 +26,6 @@ async fn the_cases_of_open_responses_compliance_suite_have_what_its_schema_requi
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_node_package_works_unchanged_with_responses() {
     let checks = "whole streamed helper background cancel_and_delete conversation conversations \
-        json_schema tools carried errors";
-    Sdk::Node.passes(FOLDER, checks).await;
+        json_schema tools strict_tools carried images errors rate_limit";
+    Sdk::Node.passes_signed_in(FOLDER, checks).await;
 }

@@ -75,6 +75,8 @@ pub struct Report {
     pub reconnects: u64,
     pub resends: u64,
     pub histories: u64,
+    pub replays: u64,
+    pub whole_replays: u64,
     /// The longest time in which no client at all got a character, in milliseconds.
     pub silence_ms: u64,
     pub errors: BTreeMap<String, u64>,
@@ -116,6 +118,8 @@ impl Report {
             reconnects: get(&c.reconnects),
             resends: get(&c.resends),
             histories: get(&c.histories),
+            replays: get(&c.replays),
+            whole_replays: get(&c.whole_replays),
             silence_ms: tally.longest_silence().as_millis() as u64,
             errors: measured.errors.clone(),
             first_token_ms: Times::of(&measured.first_token),
@@ -158,6 +162,18 @@ impl Report {
         broken
     }
 
+    /// Fails a run whose responses were not streamed again and compared.
+    pub fn require_replays(&mut self) {
+        for (count, what) in [
+            (self.replays, "no response was streamed again"),
+            (self.whole_replays, "no response was streamed again after every event"),
+        ] {
+            if count == 0 {
+                self.broken.push(what.to_owned());
+            }
+        }
+    }
+
     /// Formats the report as a table.
     pub fn table(&self) -> String {
         let mut table = String::new();
@@ -186,6 +202,10 @@ impl Report {
         row("turns forgotten", self.forgotten.to_string());
         row("turns unfinished", self.unfinished.to_string());
         row("histories compared", self.histories.to_string());
+        row(
+            "responses streamed again",
+            format!("{} times; {} after every event", self.replays, self.whole_replays),
+        );
         row("text taken back", self.restarts.to_string());
         row("resumes with a snapshot", self.unrecovered.to_string());
         row("reconnects", format!("{}, messages sent again: {}", self.reconnects, self.resends));
@@ -251,6 +271,22 @@ mod tests {
             assert!(report.table().contains(&flaw.to_string()));
         }
         assert_eq!(Report::of(&Tally::default(), 1, 1, 0.0).broken, ["no turn was completed"]);
+    }
+
+    #[test]
+    fn a_run_that_has_to_stream_responses_again_fails_unless_it_did_after_every_event_of_one() {
+        let tally = Tally::default();
+        let broken = || {
+            let mut report = Report::of(&tally, 1, 1, 0.0);
+            report.broken.clear();
+            report.require_replays();
+            report.broken
+        };
+        assert_eq!(broken().len(), 2);
+        count(&tally.counters.replays);
+        assert_eq!(broken(), ["no response was streamed again after every event"]);
+        count(&tally.counters.whole_replays);
+        assert_eq!(broken(), Vec::<String>::new());
     }
 
     #[test]

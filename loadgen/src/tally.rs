@@ -57,6 +57,12 @@ pub struct Counters {
     pub resends: AtomicU64,
     /// Conversations whose stored history was compared.
     pub histories: AtomicU64,
+    /// Streams of responses that had ended, which were compared with what was streamed before.
+    pub replays: AtomicU64,
+    /// Responses that were streamed again after every one of their events.
+    pub whole_replays: AtomicU64,
+    /// Responses that were to be streamed again.
+    pub replayed_responses: AtomicU64,
 }
 
 /// Adds one.

@@ -80,7 +80,7 @@ async function options(url) {
   const ask = (options) =>
     client(url).chat({
       model: MODEL, messages: question("[[tokens=30]] tell me"),
-      options: { temperature: 0, seed: 1, ...options },
+      options: { temperature: 0, ...options },
     });
   const text = (await ask({ num_ctx: 64 })).message.content;
   const word = text.split(/\s+/)[4];
@@ -88,6 +88,10 @@ async function options(url) {
   assert.equal(stopped.message.content, text.slice(0, text.indexOf(word)));
   const cut = await ask({ num_predict: 3 });
   assert.deepEqual([cut.done_reason, cut.eval_count], ["length", 3]);
+  const texts = [];
+  for (const seed of [1, 1, 2]) texts.push((await ask({ temperature: 1, seed })).message.content);
+  assert.equal(texts[0], texts[1]);
+  assert.notEqual(texts[0], texts[2]);
 }
 
 async function formatted(url) {
@@ -103,6 +107,10 @@ async function tools(url) {
   const { message } = await client(url).chat({ model: MODEL, messages, tools: [weather] });
   assert.equal(message.tool_calls[0].function.name, "weather");
   assert.equal(typeof message.tool_calls[0].function.arguments.city, "string");
+  const parts = await all(client(url).chat({ model: MODEL, messages, tools: [weather], stream: true }));
+  const calls = parts.flatMap((part) => part.message.tool_calls ?? []);
+  const given = message.tool_calls.map((call) => call.function.arguments);
+  assert.deepEqual(calls.map((call) => call.function.arguments), given);
   messages.push(message, { role: "tool", tool_name: "weather", content: "[[tokens=5]] rain" });
   const reply = await client(url).chat({ model: MODEL, messages, tools: [weather] });
   assert.ok(reply.message.content);
@@ -112,6 +120,8 @@ async function images(url) {
   const messages = [{ role: "user", content: "[[images]] what is it?", images: [PIXEL] }];
   const reply = await client(url).chat({ model: "vision", messages });
   assert.equal(reply.message.content, `1 images: ${digest()}`);
+  const parts = await all(client(url).chat({ model: "vision", messages, stream: true }));
+  assert.equal(parts.map((part) => part.message.content).join(""), reply.message.content);
 }
 
 async function embedded(url) {
@@ -138,6 +148,9 @@ async function errors(url) {
     await raises(404, "model 'no' not found", ask({ model: "no", stream }));
     await raises(400, "must be a number", ask({ options: { top_p: "x" }, stream }));
     await raises(400, "too long", ask({ messages: question("long ".repeat(100_000)), stream }));
+    // The host alone can count these: the error comes after the turn was accepted.
+    const long = question(`[[tokens=1]] ${"a b c d ".repeat(3_000)}`);
+    await raises(400, "too long", ask({ messages: long, stream }));
     await raises(401, "", ask({ stream }, "sk-jarvis-wrong"));
   }
   await raises(403, "operator", () => client(url).pull({ model: "other" }));

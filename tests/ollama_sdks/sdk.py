@@ -141,6 +141,8 @@ def images(url: str) -> None:
     expected = f"1 images: {hashlib.sha256(pixel).hexdigest()}"
     shown: list[Any] = [{"role": "user", "content": "[[images]] what is it?", "images": [pixel]}]
     assert client(url).chat("vision", shown).message.content == expected
+    parts = client(url).chat("vision", shown, stream=True)
+    assert "".join(part.message.content or "" for part in parts) == expected
     assert client(url).generate("vision", "[[images]] what is it?", images=[PIXEL]).response == expected
 
 
@@ -213,8 +215,7 @@ def error_in_a_stream(url: str) -> None:
 
 
 CHECKS = [models, whole, streamed, generated, asynchronous, options, conversation, formatted,
-          tools, images, embedded, errors,
-          rate_limit, error_in_a_stream]
+          tools, images, embedded, errors, rate_limit, error_in_a_stream]
 
 
 def read(key: str, text: str, url: str) -> None:

@@ -1,16 +1,22 @@
 // OpenAI's own package for Node asks for responses, as its users do, of two replicas.
 //
-// Usage: sdk.mjs MODULES URL URL: runs every check at each replica in turn, and prints one JSON object a
-// line: {"check": its name}. The second replica continues the answers that the first one began.
+// Usage: sdk.mjs MODULES checks TOKEN URL URL: runs every check at each replica in turn, and prints one
+// JSON object a line: {"check": its name}. The second replica continues the answers that the first one
+// began. TOKEN signs in a user who may begin two turns a minute.
 
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
 
-const [modules, ...urls] = process.argv.slice(2);
+const [modules, , token, ...urls] = process.argv.slice(2);
 const OpenAI = createRequire(`${modules}/`)("openai");
 
 const MODEL = "tinyllama";
-const client = (url) => new OpenAI({ baseURL: `${url}/v1`, apiKey: "x", maxRetries: 0, timeout: 30_000 });
+// A PNG of one pixel.
+const PIXEL =
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
+const client = (url, apiKey = "x") =>
+  new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0, timeout: 30_000 });
 const other = (url) => client(urls.find((it) => it !== url));
 const deltas = (events) =>
   events.filter((event) => event.type === "response.output_text.delta")
@@ -164,6 +170,22 @@ async function tools(url) {
   assert.ok(next.output_text);
 }
 
+async function strict_tools(url) {
+  const tool = { type: "function", name: "weather", strict: true,
+    parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"],
+      additionalProperties: false } };
+  const ask = (input, more) =>
+    client(url).responses.parse({ model: MODEL, input, tools: [tool], ...more });
+  const call = "[[call=weather]]";
+  for (const [parallel_tool_calls, count] of [[true, 2], [false, 1]]) {
+    const response = await ask(`${call} and ${call}`, { parallel_tool_calls });
+    const given = response.output.map((item) => item.parsed_arguments);
+    assert.deepEqual(given, Array(count).fill({ city: "word" }));
+    assert.equal(response.tools[0].strict, true);
+  }
+  await raises(OpenAI.InternalServerError, "tool_call_invalid", null, () => ask("[[call=weather wrong]]"));
+}
+
 async function carried(url) {
   // The items of a helper's response are sent again as they came, and the next question is answered.
   const schema = {
@@ -197,22 +219,52 @@ async function carried(url) {
   }
 }
 
+async function images(url) {
+  const content = [
+    { type: "input_text", text: "[[images]] what is it?" },
+    { type: "input_image", detail: "auto", image_url: `data:image/png;base64,${PIXEL}` },
+  ];
+  const asked = { model: "vision", input: [{ role: "user", content }] };
+  const digest = createHash("sha256").update(Buffer.from(PIXEL, "base64")).digest("hex");
+  const response = await client(url).responses.create(asked);
+  assert.equal(response.output_text, `1 images: ${digest}`);
+  const events = await all(await client(url).responses.create({ ...asked, stream: true }));
+  assert.equal(deltas(events), response.output_text);
+}
+
+async function raises(kind, code, param, call) {
+  const error = await call().then(() => assert.fail(`no ${kind.name}`), (error) => error);
+  assert.equal(error.constructor, kind, String(error));
+  assert.deepEqual([error.code, error.param], [code, param]);
+  return error;
+}
+
 async function errors(url) {
-  for (const [changed, kind, code] of [
-    [{ model: "no" }, OpenAI.NotFoundError, "model_not_found"],
-    [{ conversation: "c" }, OpenAI.BadRequestError, "invalid_value"],
+  for (const [{ key, ...changed }, kind, code, param] of [
+    [{ model: "no" }, OpenAI.NotFoundError, "model_not_found", "model"],
+    [{ conversation: "c" }, OpenAI.BadRequestError, "invalid_value", "conversation"],
+    [{ input: "a b c d ".repeat(3_000) }, OpenAI.BadRequestError, "context_length_exceeded", "input"],
+    [{ key: "sk-jarvis-wrong" }, OpenAI.AuthenticationError, "invalid_api_key", null],
   ]) {
     for (const stream of [false, true]) {
-      const asked = client(url).responses.create({ model: MODEL, input: "hi", ...changed, stream });
-      const error = await asked.then(() => assert.fail("no error"), (error) => error);
-      assert.equal(error.constructor, kind, String(error));
-      assert.equal(error.code, code);
+      await raises(kind, code, param,
+        () => client(url, key).responses.create({ model: MODEL, input: "hi", ...changed, stream }));
     }
   }
 }
 
+async function rate_limit(url) {
+  const ask = () => client(url, token).responses.create({ model: MODEL, input: "[[tokens=1]] hi" });
+  if (url === urls[0]) {
+    await ask();
+    await ask();
+  }
+  const error = await raises(OpenAI.RateLimitError, "rate_limit_exceeded", null, ask);
+  assert.ok(Number(error.headers.get("retry-after")) > 0);
+}
+
 for (const check of [whole, streamed, helper, background, cancel_and_delete, conversation, conversations,
-  json_schema, tools, carried, errors]) {
+  json_schema, tools, strict_tools, carried, images, errors, rate_limit]) {
   for (const url of urls) await check(url);
   console.log(JSON.stringify({ check: check.name }));
 }

@@ -1,16 +1,19 @@
 """OpenAI's own package for Python asks for responses, as its users do, of two replicas.
 
-Usage: sdk.py URL URL: runs every check at each replica in turn, and prints one JSON object a line:
-{"check": its name}. The second replica continues the answers that the first one began.
+Usage: sdk.py checks TOKEN URL URL: runs every check at each replica in turn, and prints one JSON object a
+line: {"check": its name}. The second replica continues the answers that the first one began. TOKEN signs in
+a user who may begin two turns a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, Callable
 
 import openai
 from openai import AsyncOpenAI, OpenAI
@@ -18,6 +21,10 @@ from pydantic import BaseModel
 from sdk_checks import run
 
 MODEL = "tinyllama"
+# A PNG of one pixel.
+PIXEL = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJg"
+         "gg==")
+TOKEN = ""
 URLS: list[str] = []
 
 
@@ -276,7 +283,35 @@ def carried(url: str) -> None:
             assert other(url).responses.create(model=MODEL, input=items).output_text
 
 
+def images(url: str) -> None:
+    digest = hashlib.sha256(base64.b64decode(PIXEL)).hexdigest()
+    shown: Any = [{"role": "user", "content": [
+        {"type": "input_text", "text": "[[images]] what is it?"},
+        {"type": "input_image", "detail": "auto", "image_url": f"data:image/png;base64,{PIXEL}"}]}]
+    create: Any = client(url).responses.create
+    text = create(model="vision", input=shown).output_text
+    assert text == f"1 images: {digest}", text
+    events = create(model="vision", input=shown, stream=True)
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == text, deltas
+
+
+def raises(kind: type[openai.APIStatusError], code: str, param: str | None,
+           call: Callable[[], object]) -> openai.APIStatusError:
+    try:
+        call()
+    except openai.APIStatusError as error:
+        assert type(error) is kind, repr(error)
+        assert (error.code, error.param) == (code, param), repr(error)
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
 def errors(url: str) -> None:
+    def ask(key: str = "not-needed", **changed: Any) -> Callable[[], object]:
+        asked: Any = {"model": MODEL, "input": "hi", **changed}
+        return lambda: client(url, key).responses.create(**asked)
+
     for changed, kind, code, param in [
         ({"model": "no"}, openai.NotFoundError, "model_not_found", "model"),
         ({"conversation": "c"}, openai.BadRequestError, "invalid_value", "conversation"),
@@ -285,19 +320,25 @@ def errors(url: str) -> None:
         ({"input": "a b c d " * 3_000}, openai.BadRequestError, "context_length_exceeded", "input"),
     ]:
         for stream in [False, True]:
-            try:
-                asked: Any = {"model": MODEL, "input": "hi", **changed, "stream": stream}
-                client(url).responses.create(**asked)
-            except openai.APIStatusError as error:
-                assert type(error) is kind and error.code == code, repr(error)
-                assert error.param == param, repr(error)
-            else:
-                raise AssertionError(changed)
+            raises(kind, code, param, ask(**changed, stream=stream))
+    for stream in [False, True]:
+        raises(openai.AuthenticationError, "invalid_api_key", None,
+               ask(key="sk-jarvis-wrong", stream=stream))
+
+
+def rate_limit(url: str) -> None:
+    def ask() -> object:
+        return client(url, TOKEN).responses.create(model=MODEL, input="[[tokens=1]] hi")
+
+    if url == URLS[0]:
+        ask(), ask()
+    error = raises(openai.RateLimitError, "rate_limit_exceeded", None, ask)
+    assert int(error.response.headers["retry-after"]) > 0
 
 
 CHECKS = [whole, streamed, helper, asynchronous, background, cancel_and_delete, conversation,
-          conversations, tools_in_conversation, json_schema, tools, strict_tools, carried,
-          errors]
+          conversations, tools_in_conversation, json_schema, tools, strict_tools, carried, images,
+          errors, rate_limit]
 
-URLS = sys.argv[1:]
+TOKEN, *URLS = sys.argv[2:]
 run(CHECKS, URLS)

@@ -209,6 +209,10 @@ async function images(url) {
   const messages = [{ role: "user", content }];
   const reply = await client(url).chat.completions.create({ model: "vision", messages });
   assert.equal(reply.choices[0].message.content, `1 images: ${digest()}`);
+  let text = "";
+  const stream = await client(url).chat.completions.create({ model: "vision", messages, stream: true });
+  for await (const chunk of stream) text += chunk.choices[0]?.delta.content ?? "";
+  assert.equal(text, reply.choices[0].message.content);
 }
 
 async function raises(kind, status, code, param, call) {

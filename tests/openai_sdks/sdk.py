@@ -219,6 +219,8 @@ def images(url: str) -> None:
     create: Any = client(url).chat.completions.create
     reply = create(model="vision", messages=shown).choices[0].message.content
     assert reply == f"1 images: {digest}", reply
+    chunks = create(model="vision", messages=shown, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == reply
     shown[0]["content"][1]["image_url"]["url"] = "https://example.org/x.png"
     raises(openai.BadRequestError, 400, "unsupported_value", "messages[0].content[1].image_url.url",
            lambda: create(model="vision", messages=shown))
@@ -298,7 +300,8 @@ def error_in_a_stream(url: str) -> None:
 
 
 CHECKS = [models, whole, streamed, helper, asynchronous, stop_and_limit, seed, conversation,
-          json_schema, tools, strict_tools, carried, images, embedded, errors, rate_limit, error_in_a_stream]
+          json_schema, tools, strict_tools, carried, images, embedded, errors, rate_limit,
+          error_in_a_stream]
 
 
 def read(key: str, text: str, url: str) -> None:

@@ -25,7 +25,7 @@ const REPLICAS: usize = 3;
 /// The seconds for which a fault has effects after its repair.
 const FELT: f64 = 3.0;
 const SIMS: usize = 2;
-/// How often each response that has ended is streamed again.
+/// How often a response that has ended is streamed again, unless that happens after every event.
 const RESUMES: usize = 8;
 
 /// A run of chaos.
@@ -115,12 +115,17 @@ pub async fn run(chaos: Chaos) -> anyhow::Result<ChaosReport> {
     let replicas = Replicas::new(fleet.urls());
     let load = Options { replicas, resumes: RESUMES, ..chaos.load };
     let (seed, sessions) = (load.seed, load.sessions);
+    // With fewer sessions there may be none of this kind.
+    let has_responses = load.sessions * load.responses_percent >= 100;
     let injector = Injector::new(Arc::clone(&fleet));
     let (in_time, ()) =
         tokio::join!(crate::run::run(load, Arc::clone(&tally)), injector.run(faults));
     let mut clients = Report::of(&tally, seed, sessions, chaos.failed_percent);
     if !in_time? {
         clients.broken.push("the sessions did not come to their end".to_owned());
+    }
+    if has_responses {
+        clients.require_replays();
     }
     let logs = fleet.replicas.iter().map(|replica| replica.log());
     let suspicions = Suspicions::read(logs, &injector.lives)?;

@@ -60,7 +60,7 @@ pub struct Options {
     /// The percentage of sessions that use OpenAI's responses in the background.
     pub responses_percent: usize,
     /// How often a response that has ended is streamed again, each time after a random event of it, and
-    /// compared with what was streamed before.
+    /// compared with what was streamed before; one in ten is after every event. With 0 none is.
     pub resumes: usize,
     /// The percentage of turns that regenerate the answer of the turn before or edit its question, in
     /// sessions of their own.

@@ -1,6 +1,8 @@
 //! A client of OpenAI's responses: a POST in the background, then GETs that resume after the last
-//! number, and at the end one that retrieves the response, and some that stream it again.
+//! number, and at the end one that retrieves the response, and others that stream it again.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::Rng;
@@ -17,6 +19,8 @@ use crate::tally::count;
 
 /// The time that a response which has ended may take to be retrieved.
 const RETRIEVE_LIMIT: Duration = Duration::from_mins(1);
+/// One response in so many is streamed again after every one of its events, beginning with the first one.
+const WHOLE_EVERY: u64 = 10;
 
 /// An event of a response, as far as this client has to understand it.
 #[derive(Debug, Default, Deserialize)]
@@ -258,8 +262,8 @@ async fn compare_retrieved(client: &mut Client, turn: &mut Turn, id: &str) -> Ou
     Outcome::Complete
 }
 
-/// Streams a response that has ended again, after some of its events, each time from another replica, and
-/// compares what follows with what came before.
+/// Streams a response that has ended again, after some of its events or after every one, each time from
+/// another replica, and compares what follows with what came before.
 async fn compare_resumed(
     client: &mut Client,
     turn: &Turn,
@@ -267,20 +271,33 @@ async fn compare_resumed(
     id: &str,
     events: &[Value],
 ) {
-    for _ in 0..client.shared.options.resumes {
-        // Nothing comes after the last event.
-        if events.len() < 2 || watch.is_over() {
-            return;
-        }
-        let at = client.random.random_range(0..events.len() - 1);
+    let some = client.shared.options.resumes;
+    // Nothing comes after the last event.
+    let last = events.len().saturating_sub(1);
+    if some == 0 || last == 0 {
+        return;
+    }
+    let tally = Arc::clone(&client.shared.tally);
+    let number = tally.counters.replayed_responses.fetch_add(1, Ordering::Relaxed);
+    let is_whole = number.is_multiple_of(WHOLE_EVERY);
+    let places: Vec<usize> = if is_whole {
+        (0..last).collect()
+    } else {
+        (0..some).map(|_| client.random.random_range(0..last)).collect()
+    };
+    for at in places {
+        client.attempts = 0;
         let after = &events[at]["sequence_number"];
         let resumed = timeout(RETRIEVE_LIMIT, resumed(client, watch, id, after)).await;
         let wanted = &events[at + 1..];
         let difference = match resumed {
             // The time of the turn is over.
             Ok(None) => return,
-            Ok(Some(again)) if again == wanted => continue,
             Ok(Some(again)) => {
+                count(&tally.counters.replays);
+                if again == wanted {
+                    continue;
+                }
                 let place =
                     again.iter().zip(wanted).take_while(|(one, other)| one == other).count();
                 format!(
@@ -293,8 +310,10 @@ async fn compare_resumed(
             }
             Err(_) => format!("it could not be streamed again after number {after}"),
         };
-        let tally = &client.shared.tally;
         tally.flaw(client.name, &client.session, turn.generation(), &Flaw::Wrong(difference));
+    }
+    if is_whole {
+        count(&tally.counters.whole_replays);
     }
 }
 

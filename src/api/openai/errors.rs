@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::params::INVALID_VALUE;
+use super::params::{INVALID_TYPE, INVALID_VALUE};
 use super::{headers, serves, serves_responses};
 use crate::http::problem::Problem;
 
@@ -99,7 +99,7 @@ impl From<&Problem> for ErrorEnvelope {
         let first = problem.errors.first();
         let (code, param) = match (&*problem.code, first) {
             ("validation_failed" | "too_many_values", Some(error)) => {
-                (error.kind, param(&error.loc))
+                (code_of(error.kind), param(&error.loc))
             }
             ("context_too_long", _) => ("context_length_exceeded", Some("messages".to_owned())),
             (code @ ("model_not_found" | "model_too_large" | "model_unsupported"), _) => {
@@ -128,6 +128,15 @@ impl From<&Problem> for ErrorEnvelope {
                 code: Some(code.to_owned()),
             },
         }
+    }
+}
+
+/// Returns this front's code of a field error, where the shared reader of a query has another one.
+fn code_of(kind: &'static str) -> &'static str {
+    match kind {
+        "bool_type" | "int_type" => INVALID_TYPE,
+        "out_of_range" | "query_parsing" => INVALID_VALUE,
+        kind => kind,
     }
 }
 
@@ -165,6 +174,14 @@ mod tests {
             (
                 vec![FieldError::new("body", "messages[0].role", "invalid_value", "m")].into(),
                 (400, "invalid_request_error", some("messages[0].role"), some("invalid_value")),
+            ),
+            (
+                vec![FieldError::new("query", "stream", "bool_type", "m")].into(),
+                (400, "invalid_request_error", some("stream"), some("invalid_type")),
+            ),
+            (
+                vec![FieldError::new("query", "limit", "out_of_range", "m")].into(),
+                (400, "invalid_request_error", some("limit"), some("invalid_value")),
             ),
             (
                 problem(StatusCode::UNAUTHORIZED, "token_invalid"),

@@ -114,6 +114,8 @@ mod tests {
         assert_eq!(headers["x-ratelimit-limit-requests"], "60");
         assert_eq!(headers["x-ratelimit-remaining-requests"], "40");
         assert_eq!(headers["x-ratelimit-reset-requests"], "6m0s");
+        assert_eq!(headers["x-ratelimit-limit-tokens"], "1000");
         assert_eq!(headers["x-ratelimit-remaining-tokens"], "999");
+        assert_eq!(headers["x-ratelimit-reset-tokens"], "6m0s");
     }
 }
