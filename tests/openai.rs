@@ -550,7 +550,7 @@ async fn an_answer_with_a_call_that_breaks_off_starts_again_and_has_its_call_onc
             assert!(stream.done, "{}", stream.raw);
             let of_chunk = |chunk: &Value| chunk["choices"][0]["delta"]["tool_calls"].clone();
             let calls = stream.data.iter().map(of_chunk).filter(Value::is_array);
-            let calls: Vec<_> = calls.flat_map(|calls| calls.as_array().cloned()).collect();
+            let calls: Vec<_> = calls.filter_map(|calls| calls.as_array().cloned()).collect();
             (joined(&stream.data), calls.concat())
         } else {
             let whole = post(&replica, COMPLETIONS, &request).await.body;

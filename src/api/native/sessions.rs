@@ -31,6 +31,7 @@ const LARGEST_SKIP: i64 = (1 << 53) - 1;
 /// A session with one page of its messages.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Conversation)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a field of the reply")]
 pub struct SessionPage {
     session_id: SessionId,
     title: String,
