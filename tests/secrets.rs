@@ -603,7 +603,8 @@ async fn no_reply_and_no_event_names_the_address_of_a_host_or_of_redis_when_they
     assert!(seen.iter().any(|text| text.contains("store_unavailable")), "Redis did not fail");
     assert!(seen.iter().any(|text| text.contains("host")), "no host failed");
     let ports = ports.map(|port| format!(":{port}"));
-    let of_systems = ["127.0.0.1", "localhost", "http://", "redis://", "os error"].map(str::to_owned);
+    let of_systems =
+        ["127.0.0.1", "localhost", "http://", "redis://", "os error"].map(str::to_owned);
     for text in &seen {
         for part in ports.iter().chain(&of_systems) {
             assert!(!text.contains(part), "{part}: {text}");

@@ -8,7 +8,7 @@ const LONG = 50;
 
 /** A part of the answer: a heading, a text, and by turns a short or a long block of code or table. */
 function part(number) {
-  const lines = number % 4 === 0 ? 120 : 12;
+  const lines = number % 4 === 3 ? 60 : 12;
   const code = Array.from({ length: lines }, (_, at) => `  if (value${at} > ${number}) { return "${at}"; } // line ${at}`);
   const rows = Array.from({ length: lines / 4 }, (_, at) => `| row ${at} | ${at * number} | \`cell\` |`);
   return [
@@ -20,12 +20,12 @@ function part(number) {
   ].join("\n\n");
 }
 
-/** As much as a question may have. */
+/** As much as the context window has room for, twice. */
 function rich() {
   let text = "[[rate=1500 say]]";
   for (let number = 1; ; number += 1) {
     const longer = `${text}${part(number)}\n\n`;
-    if (longer.length > 32_000) return text;
+    if (longer.length > 9000) return text;
     text = longer;
   }
 }

@@ -7,8 +7,14 @@ use super::redis::RedisServer;
 /// The tries of a measurement, at most. Other work of the machine counts, too, and the median of them
 /// is the cost of a call.
 const TRIES: usize = 9;
-/// The milliseconds that one call may take.
+/// The milliseconds that one call may take on a machine that counts in Lua as fast as [`COUNT_MS`] says.
 const MOST: f64 = 5.0;
+/// A count in Lua, by which the speed of the machine at the moment is known, and the milliseconds that it takes
+/// on a machine for which the bound holds as it is.
+const COUNT: &str = "local sum = 0 for i = 1, 1000000 do sum = sum + i end return 1";
+const COUNT_MS: f64 = 10.0;
+/// How many times slower a machine may be, at most, before a call counts as too long.
+const SLOWEST: f64 = 2.0;
 
 /// Begins to time every call.
 pub fn begin_timing(redis: &RedisServer) {
@@ -49,13 +55,31 @@ pub fn longest(calls: Vec<(String, f64)>) -> Vec<(String, f64)> {
     longest.into_iter().collect()
 }
 
+/// Returns how many times slower than [`COUNT_MS`] says the machine is now, at least 1: the same call takes
+/// twice as long where others use the processor of the machine below this one.
+fn slowness() -> f64 {
+    let redis = RedisServer::start();
+    begin_timing(&redis);
+    for _ in 0..5 {
+        redis.cli(&["EVAL", COUNT, "0"]);
+    }
+    let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
+    let lines: Vec<&str> = log.lines().collect();
+    let evals = lines.iter().enumerate().filter(|(_, line)| **line == "EVAL");
+    let micros = evals.filter_map(|(at, _)| lines[at.checked_sub(1)?].parse::<f64>().ok());
+    let fastest = micros.fold(f64::INFINITY, f64::min);
+    assert!(fastest.is_finite(), "no count in {log}");
+    (fastest / 1000.0 / COUNT_MS).clamp(1.0, SLOWEST)
+}
+
 /// Measures the same calls several times, until most tries say the same of each, and asserts that the
-/// median of none is five milliseconds. Returns the medians.
+/// median of none is five milliseconds, at the speed of the machine. Returns the medians.
 pub async fn takes_moments(
     what: &str,
     mut measure: impl AsyncFnMut() -> Vec<(String, f64)>,
 ) -> Vec<(String, f64)> {
     let mut tries: Vec<Vec<(String, f64)>> = Vec::new();
+    let most = MOST * slowness();
     loop {
         tries.push(measure().await);
         let names = |calls: &[(String, f64)]| {
@@ -63,7 +87,7 @@ pub async fn takes_moments(
         };
         let functions = names(&tries[0]);
         assert_eq!(names(tries.last().expect("a try")), functions, "{what}: the same calls");
-        let fast = |at: usize| tries.iter().filter(|calls| calls[at].1 < MOST).count();
+        let fast = |at: usize| tries.iter().filter(|calls| calls[at].1 < most).count();
         let counts: Vec<usize> = (0..functions.len()).map(fast).collect();
         let is_fast = counts.iter().all(|fast| *fast > TRIES / 2);
         let is_slow = counts.iter().any(|fast| tries.len() - fast > TRIES / 2);
@@ -78,7 +102,11 @@ pub async fn takes_moments(
         let medians: Vec<_> =
             functions.into_iter().enumerate().map(|(at, name)| (name, median(at))).collect();
         println!("{what}: median milliseconds at most {:.2?}", longest(medians.clone()));
-        assert!(is_fast, "{what}: in {} tries {counts:?} of {medians:.2?}", tries.len());
+        assert!(
+            is_fast,
+            "{what}: {most:.2} ms at most, but in {} tries {counts:?} of {medians:.2?}",
+            tries.len()
+        );
         return medians;
     }
 }

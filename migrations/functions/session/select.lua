@@ -22,7 +22,7 @@
 
 -- The work that one call may do, in steps: one for each chain that it looks into, and JOIN_STEPS for each
 -- strand that it joins with the next one.
-local STEPS = 200
+local STEPS = 120
 local JOIN_STEPS = 4
 
 -- Looks for the strand of a message, in at most so many steps. Returns its head, the message before that
