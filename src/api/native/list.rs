@@ -20,6 +20,8 @@ use crate::session::{Owner, SessionInfo, StoreError};
 
 /// Pages of the index that one request reads, at most: entries whose sessions are gone are left out.
 const PAGES: usize = 4;
+/// Entries of such a page, at most, so that no call takes Redis long.
+const LISTED_AT_ONCE: usize = 200;
 /// Entries of such a page where not each session is listed. Each of them is described, and a search reads
 /// its messages.
 const SEARCHED_AT_ONCE: usize = 100;
@@ -135,7 +137,7 @@ impl Pages<'_> {
         let mut is_last = false;
         'pages: for _ in 0..PAGES {
             let missing = self.limit - sessions.len();
-            let wanted = if lists_all { missing } else { SEARCHED_AT_ONCE };
+            let wanted = if lists_all { missing.min(LISTED_AT_ONCE) } else { SEARCHED_AT_ONCE };
             let entries =
                 budget.list(self.owner, ListOrder::Newest, after.as_ref(), wanted).await?;
             is_last = entries.len() < wanted;
