@@ -618,6 +618,7 @@ async fn named_sessions(replica: &Process) -> Vec<String> {
 async fn a_websocket_is_logged_as_it_opens_and_as_it_closes_with_its_code() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
     let (replica, log) = logged_jarvis(&redis.url(), &ollama.url);
+    until_ok(&replica, "/health/ready").await;
     let session = id();
     for lost in [false, true] {
         let (mut socket, _) = Socket::open(&replica, &format!("/ws?session_id={session}")).await;

@@ -22,7 +22,11 @@ await run(async (context) => {
 
   await page.locator(".composer select.model option[value='vision:latest']").waitFor({ state: "attached" });
   await reach(page, "Tab", "select.model");
-  await page.keyboard.type("vis");
+  // The letters of a name count as one only where a browser gets them within a second.
+  const models = await page.locator("select.model option").count();
+  for (let step = 0; step < models && (await page.inputValue("select.model")) !== "vision:latest"; step += 1) {
+    await page.keyboard.press("ArrowDown");
+  }
   same(await page.inputValue("select.model"), "vision:latest", "the model");
   await reach(page, "Shift+Tab", "[title='Add images']");
   const chooser = page.waitForEvent("filechooser");

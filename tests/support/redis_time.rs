@@ -33,13 +33,19 @@ pub fn begin_timing_from(redis: &RedisServer, micros: u32) {
 /// Returns every call of a function since the log of Redis was emptied, oldest first, with its
 /// milliseconds.
 pub fn timed_calls(redis: &RedisServer) -> Vec<(String, f64)> {
+    timed(redis, 2, |line| line.starts_with("jarvis_"))
+}
+
+/// Returns those commands of the log of Redis, oldest first, with their milliseconds, that have such a line so
+/// many lines behind the time. The fields of an entry: its number, when it was, microseconds, and the words of
+/// the command.
+fn timed(redis: &RedisServer, behind: usize, is_such: impl Fn(&str) -> bool) -> Vec<(String, f64)> {
     let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
     let lines: Vec<&str> = log.lines().collect();
     let mut calls = Vec::new();
-    // The fields of an entry: its number, the time, microseconds, FCALL, the function.
-    for (at, function) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("jarvis_")) {
-        let micros = at.checked_sub(2).and_then(|at| lines[at].parse::<f64>().ok());
-        calls.push(((*function).to_owned(), micros.expect("a time") / 1000.0));
+    for (at, word) in lines.iter().enumerate().filter(|(_, line)| is_such(line)) {
+        let micros = at.checked_sub(behind).and_then(|at| lines[at].parse::<f64>().ok());
+        calls.push(((*word).to_owned(), micros.expect("a time") / 1000.0));
     }
     calls.reverse();
     calls
@@ -57,19 +63,16 @@ pub fn longest(calls: Vec<(String, f64)>) -> Vec<(String, f64)> {
 
 /// Returns how many times slower than [`COUNT_MS`] says the machine is now, at least 1: the same call takes
 /// twice as long where others use the processor of the machine below this one.
-fn slowness() -> f64 {
+pub fn slowness() -> f64 {
     let redis = RedisServer::start();
     begin_timing(&redis);
     for _ in 0..5 {
         redis.cli(&["EVAL", COUNT, "0"]);
     }
-    let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
-    let lines: Vec<&str> = log.lines().collect();
-    let evals = lines.iter().enumerate().filter(|(_, line)| **line == "EVAL");
-    let micros = evals.filter_map(|(at, _)| lines[at.checked_sub(1)?].parse::<f64>().ok());
-    let fastest = micros.fold(f64::INFINITY, f64::min);
-    assert!(fastest.is_finite(), "no count in {log}");
-    (fastest / 1000.0 / COUNT_MS).clamp(1.0, SLOWEST)
+    let counts = timed(&redis, 1, |line| line == "EVAL");
+    let fastest = counts.iter().map(|(_, time)| *time).fold(f64::INFINITY, f64::min);
+    assert!(fastest.is_finite(), "no count in {counts:?}");
+    (fastest / COUNT_MS).clamp(1.0, SLOWEST)
 }
 
 /// Measures the same calls several times, until most tries say the same of each, and asserts that the
