@@ -949,6 +949,25 @@ async fn a_change_of_a_session_that_is_applied_again_leaves_what_was_changed_lat
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_changes_have_times_of_an_older_release_is_changed_as_any_other() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let (store, owner, session) = (&replica.store, Owner::Anonymous, SessionId::random());
+    replica.whole_turn(session, "q", &["a"]).await;
+    let mut change = titled(&owner, session, "first");
+    store.update(&mut change).await.expect("a change");
+    let keys = redis.cli(&["KEYS", &format!("*{session}*")]);
+    let key = keys.lines().find(|key| redis.cli(&["HEXISTS", key, "title_at"]).trim() == "1");
+    let key = key.expect("the hash of the session");
+    redis.cli(&["HSET", key, "title_at", "2026-11-27T10:00:00.000000Z"]);
+    store.update(&mut change).await.expect("a repeat");
+    store.update(&mut titled(&owner, session, "second")).await.expect("a change");
+    store.update(&mut change).await.expect("nothing to change");
+    let info = store.describe(&owner, session).await.expect("a session").info;
+    assert_eq!(info.title, "second");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_title_of_the_model_that_a_failover_lost_is_given_again_unless_the_user_gave_one() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;

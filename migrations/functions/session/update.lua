@@ -13,11 +13,16 @@
 -- Reply:      ok <epoch> <at: microseconds of the change on the clock of Redis> | absent
 -- Called by:  Store::update
 
+-- Returns when a field was changed last, in microseconds on the clock of Redis; 0 where no change of it is known.
+-- Sessions of older releases have the time as a text, which no repeat compares itself with.
+local function changed_at(keys, field)
+  return tonumber(redis.call('HGET', keys.session, field .. '_at') or 0) or 0
+end
+
 -- Sets a field in one of the hashes of the session, or removes it where the value is nil, unless it was changed
 -- later.
 local function change(keys, args, at, hash, field, value)
-  local changed = field .. '_at'
-  if args.epoch ~= '' and tonumber(redis.call('HGET', keys.session, changed) or 0) > tonumber(at) then
+  if args.epoch ~= '' and changed_at(keys, field) > tonumber(at) then
     return
   end
   if value then
@@ -25,7 +30,7 @@ local function change(keys, args, at, hash, field, value)
   else
     redis.call('HDEL', hash, field)
   end
-  redis.call('HSET', keys.session, changed, at)
+  redis.call('HSET', keys.session, field .. '_at', at)
 end
 
 -- Returns the time of a change that is later than all before it. The clocks of replicas differ, and a clock may
@@ -33,7 +38,7 @@ end
 local function after_all_changes(keys)
   local at = now_us()
   for _, field in ipairs({ 'title', 'metadata', 'pinned', 'archived' }) do
-    at = math.max(at, tonumber(redis.call('HGET', keys.session, field .. '_at') or 0) + 1)
+    at = math.max(at, changed_at(keys, field) + 1)
   end
   return string.format('%.0f', at)
 end
