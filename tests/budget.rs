@@ -1022,7 +1022,7 @@ async fn a_session_that_was_never_recorded_stays_listed_and_is_recorded_when_it_
         budget.room(&alice(), "", listed).await.expect("room");
     }
     unrecorded_turn(&store, &alice(), session).await;
-    let page = budget.list(&alice(), ListOrder::Newest, None, 10).await.expect("a page");
+    let page = budget.list(&alice(), ListOrder::Newest, None, 10).await.expect("a page").entries;
     assert!(page.iter().all(|entry| !entry.is_recorded), "{page:?}");
     // A day later, a call of anybody's looks for both.
     for listed in [session, never] {
@@ -1036,7 +1036,7 @@ async fn a_session_that_was_never_recorded_stays_listed_and_is_recorded_when_it_
         eventually(LIMIT, async || of(never).is_empty() && !of(session).starts_with('0'));
     assert!(looked_for.await, "{} {}", of(session), of(never));
     assert!(bytes_of_alice(&server) > 4 * KIB);
-    let page = budget.list(&alice(), ListOrder::Newest, None, 10).await.expect("a page");
+    let page = budget.list(&alice(), ListOrder::Newest, None, 10).await.expect("a page").entries;
     let [entry] = &page[..] else { panic!("{page:?}") };
     assert_eq!((entry.position.session, entry.is_recorded), (session, true));
 }
@@ -1048,7 +1048,8 @@ async fn a_refused_request_never_takes_a_session_off_the_list_that_another_one_i
     let budget = Budget::new(store.clone(), wide());
     let session = SessionId::random();
     let is_listed = async || {
-        !budget.list(&alice(), ListOrder::Newest, None, 1).await.expect("a page").is_empty()
+        let page = budget.list(&alice(), ListOrder::Newest, None, 1).await.expect("a page");
+        !page.entries.is_empty()
     };
     let first = budget.room(&alice(), "", session).await.expect("room");
     let second = budget.room(&alice(), "", session).await.expect("room");
@@ -1059,7 +1060,7 @@ async fn a_refused_request_never_takes_a_session_off_the_list_that_another_one_i
     let other = SessionId::random();
     let only = budget.room(&alice(), "", other).await.expect("room");
     budget.withdraw(&alice(), other, only).await;
-    let page = budget.list(&alice(), ListOrder::Newest, None, 10).await.expect("a page");
+    let page = budget.list(&alice(), ListOrder::Newest, None, 10).await.expect("a page").entries;
     assert_eq!(page.len(), 1, "{page:?}");
 }
 

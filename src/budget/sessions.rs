@@ -88,8 +88,21 @@ pub struct ListEntry {
     pub is_recorded: bool,
 }
 
+/// Entries that one call reads, at most, so that it does not take Redis long.
+const LISTED_AT_ONCE: usize = 200;
+
+/// A page of a list.
+#[derive(Debug)]
+pub struct ListPage {
+    /// Its entries, in the order of the list.
+    pub entries: Vec<ListEntry>,
+    /// Whether the list has no entries behind them.
+    pub is_last: bool,
+}
+
 impl Budget {
-    /// Returns a page of a user's sessions, behind a position or from the beginning.
+    /// Returns a page of a user's sessions, behind a position or from the beginning: at most `limit`
+    /// entries, and at most 200.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -99,7 +112,8 @@ impl Budget {
         order: ListOrder,
         after: Option<&ListPosition>,
         limit: usize,
-    ) -> Result<Vec<ListEntry>, RedisError> {
+    ) -> Result<ListPage, RedisError> {
+        let limit = limit.min(LISTED_AT_ONCE);
         let call = call("jarvis_budget_list_1")
             .arg("payer", payer(owner, ""))
             .arg("order", order.as_str())
@@ -112,7 +126,7 @@ impl Budget {
                 ListPosition { session: entry[0].parse().ok()?, score: entry[1].clone() };
             Some(ListEntry { position, is_recorded: entry[2] == "1" })
         });
-        Ok(entries.collect())
+        Ok(ListPage { entries: entries.collect(), is_last: reply.len() / 3 < limit })
     }
 
     /// Removes entries from a user's list that have no session of that user. Young ones stay.

@@ -266,7 +266,8 @@ impl Export {
         let (budget, owner) = (self.shared.generations.budget(), &self.owner);
         let after = self.after.as_ref();
         let read = || budget.list(owner, ListOrder::Oldest, after, ENTRIES);
-        let entries = repeated(|| read().map_err(StoreError::from)).await?.unwrap_or_default();
+        let page = repeated(|| read().map_err(StoreError::from)).await?;
+        let entries = page.map(|page| page.entries).unwrap_or_default();
         if let Some(entry) = entries.last() {
             self.after = Some(entry.position.clone());
         } else {

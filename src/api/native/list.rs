@@ -20,10 +20,8 @@ use crate::session::{Owner, SessionInfo, StoreError};
 
 /// Pages of the index that one request reads, at most: entries whose sessions are gone are left out.
 const PAGES: usize = 4;
-/// Entries of such a page, at most, so that no call takes Redis long.
-const LISTED_AT_ONCE: usize = 200;
-/// Entries of such a page where not each session is listed. Each of them is described, and a search reads
-/// its messages.
+/// Entries of such a page, at most, where not each session is listed. Each of them is described, and a
+/// search reads its messages.
 const SEARCHED_AT_ONCE: usize = 100;
 /// Sessions that are described at the same time.
 const AT_ONCE: usize = 16;
@@ -137,11 +135,10 @@ impl Pages<'_> {
         let mut is_last = false;
         'pages: for _ in 0..PAGES {
             let missing = self.limit - sessions.len();
-            let wanted = if lists_all { missing.min(LISTED_AT_ONCE) } else { SEARCHED_AT_ONCE };
-            let entries =
-                budget.list(self.owner, ListOrder::Newest, after.as_ref(), wanted).await?;
-            is_last = entries.len() < wanted;
-            for (position, info) in self.describe(entries).await? {
+            let wanted = if lists_all { missing } else { SEARCHED_AT_ONCE };
+            let page = budget.list(self.owner, ListOrder::Newest, after.as_ref(), wanted).await?;
+            is_last = page.is_last;
+            for (position, info) in self.describe(page.entries).await? {
                 let info = info.filter(|info| self.flags.admits(info));
                 if let (Some(info), Some((search, state))) = (&info, &mut search) {
                     if state.is_spent() {
