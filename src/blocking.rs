@@ -14,9 +14,9 @@ use crate::source::ShareKey;
 /// Bytes up to which work on them is done at once: a change of threads costs more than they do.
 pub const SMALL: usize = 64 << 10;
 
-/// As many run at a time as there are processors, at least two and at most four: a body of 8 MiB that is parsed takes
-/// up to about 18 MiB in addition to its text, for which there is no room. The others wait, each with the
-/// bytes that it holds anyway.
+/// As many run at a time as there are processors, at least two and at most four. A body of 8 MiB that is
+/// parsed takes up to about 18 MiB in addition to its text, for which there is no room. The others wait, each
+/// with the bytes that it holds anyway.
 static PERMITS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(at_a_time())));
 
 /// The tasks that one network or user may have running, or waiting for a thread: half of the threads at most,

@@ -560,13 +560,8 @@ impl Generations {
     /// # Errors
     /// [`SubmitError::NoModelHost`].
     pub async fn described_models(&self) -> Result<Vec<ModelInfo>, SubmitError> {
-        let models = self.fleet.models().await?;
-        let images = self.fleet.image_models().await;
-        let describe = |model: Model| {
-            let images = images.get(&model.key).copied();
-            ModelInfo::new(model, images)
-        };
-        Ok(models.into_iter().map(describe).collect())
+        let models = self.fleet.described_models().await?.into_iter();
+        Ok(models.map(|(model, images)| ModelInfo::new(model, images)).collect())
     }
 
     /// Returns the number of healthy hosts.

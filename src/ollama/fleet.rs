@@ -222,10 +222,16 @@ impl Fleet {
         last.unwrap_or(Ok(false))
     }
 
-    /// Returns for each model of the hosts that reply whether it takes images on any of them. A model that
-    /// a host did not describe within a second is not among them, unless another host says that it does.
-    pub async fn image_models(&self) -> BTreeMap<ModelName, bool> {
+    /// Returns the models as [`Fleet::models`] does, each with whether it takes images on any host: none
+    /// where a host did not describe it within a second, and no other says that it does.
+    ///
+    /// # Errors
+    /// [`OllamaError::NoHost`].
+    pub async fn described_models(&self) -> Result<Vec<(Model, Option<bool>)>, OllamaError> {
         let survey = self.survey(None, |_| true).await;
+        if survey.matching.is_empty() {
+            return Err(OllamaError::NoHost);
+        }
         let described =
             survey.matching.iter().map(|(member, listing)| member.catalogue.describe(listing));
         // The descriptions that are there by then are cached.
@@ -242,7 +248,11 @@ impl Fleet {
                 };
             }
         }
-        all.into_iter().filter_map(|(name, sees)| Some((name.clone(), sees?))).collect()
+        let describe = |model: Model| {
+            let sees = all.get(&model.key).copied().flatten();
+            (model, sees)
+        };
+        Ok(merged(&survey.matching).into_iter().map(describe).collect())
     }
 
     /// Returns the largest context window that a host allows for the model, where all hosts that
