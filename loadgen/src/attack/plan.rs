@@ -102,6 +102,14 @@ impl AttackKind {
         }
     }
 
+    fn holds_connections(self) -> bool {
+        matches!(self, Self::SlowHttp1 | Self::SlowHttp2 | Self::Garbage | Self::GarbageSockets)
+    }
+
+    fn is_flood(self) -> bool {
+        matches!(self, Self::Refused | Self::Sessions | Self::Large | Self::Queue)
+    }
+
     /// Attacks until the time is over.
     pub async fn run(self, target: &Target, attack: &Attack) {
         let parts = self.parts();
@@ -110,11 +118,13 @@ impl AttackKind {
         }
         // The parts claim other addresses than the attacks alone, and than those of another one.
         let block = FIRST_BLOCK + BLOCK * (1 + u8::from(self == Self::Everything));
-        let attack = match self {
-            // As many requests together as one flood alone.
-            Self::Floods => Attack { per_minute: attack.per_minute / 3, ..attack.clone() },
-            // Four of the parts hold connections: as many together as one of them alone.
-            _ => Attack { connections: attack.connections / 4, ..attack.clone() },
+        // As many requests and connections together as one of the parts has alone.
+        let holders = parts.iter().filter(|part| part.holds_connections()).count().max(1);
+        let floods = parts.iter().filter(|part| part.is_flood()).count().max(1);
+        let attack = Attack {
+            per_minute: attack.per_minute / u32::try_from(floods).unwrap_or(1),
+            connections: attack.connections / holders,
+            ..attack.clone()
         };
         join_all(parts.iter().map(|part| part.run_from(block, target, &attack))).await;
     }
