@@ -10,6 +10,25 @@ $$
 Then \(a^2 + b_1 * c_2 * d\), a wrong $\frac{1$ and the code ${"`$a$`"}.
 `;
 
+// Until its end is there, the beginning of this formula reads as a text, lists and quotations; and the address
+// of the link comes last.
+const LATE = String.raw`See [the source][late].
+
+$$
+- a
+> b
+- c
+> d
+$$
+
+- one
+- two
+
+The end.
+
+[late]: https://a.example/late
+`;
+
 await run(async (context) => {
   const page = await open(context);
   const loaded = [];
@@ -32,10 +51,16 @@ await run(async (context) => {
   check(fraction > 1.4 * line, `a fraction is ${fraction} high, a letter ${line}`);
   report({ check: "drawn" });
 
+  await ask(page, `[[rate=60 say]]${LATE}`);
+  await until(page, "complete", 3);
+  await page.waitForFunction(() => document.querySelectorAll("math").length === 4);
+  same(await page.locator(".prose a").getAttribute("href"), "https://a.example/late", "the address of the link");
+  report({ check: "late" });
+
   const live = await drawn(page);
   await page.reload();
-  await until(page, "complete", 2);
-  await page.waitForFunction(() => document.querySelectorAll("math").length === 3);
+  await until(page, "complete", 3);
+  await page.waitForFunction(() => document.querySelectorAll("math").length === 4);
   same(await drawn(page), live, "after a reload");
   report({ check: "reload" });
 });

@@ -42,12 +42,16 @@ async function measured(page, question) {
     const scroller = document.querySelector(".scroller");
     return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 4;
   });
-  const { frames, shift, tasks, length } = await page.evaluate(() => {
+  const { frames, shift, tasks, whole, length } = await page.evaluate(() => {
     const tasks = [...window.tasks, ...window.observer.takeRecords()];
     return {
       frames: window.frames_.toSorted((a, b) => a - b),
       shift: window.shift,
-      tasks: tasks.filter(({ startTime }) => startTime > window.began).map(({ duration }) => duration),
+      // When each began and how long it took.
+      tasks: tasks
+        .filter(({ startTime, duration }) => startTime + duration > window.began)
+        .map(({ startTime, duration }) => [Math.round(startTime - window.began), Math.round(duration)]),
+      whole: Math.round(performance.now() - window.began),
       length: document.querySelector(".prose").textContent.length,
     };
   });
@@ -59,8 +63,8 @@ async function measured(page, question) {
     p99: at(0.99),
     longest: at(1),
     longFrames: frames.filter((time) => time > LONG).length,
-    longTasks: tasks.filter((time) => time > LONG).length,
-    longestTask: Math.round(Math.max(0, ...tasks)),
+    whole,
+    longTasks: tasks.filter(([, time]) => time > LONG),
     shift,
   };
 }

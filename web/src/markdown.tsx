@@ -4,8 +4,9 @@
 
 import { Lexer } from "marked";
 import type { MarkedOptions, Token, Tokens } from "marked";
+import { createContext } from "preact";
 import type { ComponentChildren, VNode } from "preact";
-import { useMemo, useRef } from "preact/hooks";
+import { useContext, useMemo, useRef } from "preact/hooks";
 import { CodeBlock } from "./code";
 import { Formula, FORMULAS } from "./formula";
 import type { FormulaToken } from "./formula";
@@ -26,18 +27,30 @@ const OPTIONS = {
   },
 } as MarkedOptions;
 
+/** The beginning of a block that is a formula. */
+const FORMULA = /\$\$|\\\[/;
+
 /** The blocks of a text that grows. All but the last two are final and are not read again: a later
- * line can still change the last one (a table, a list that goes on), and blank lines count as one. */
+ * line can still change the last one (a table, a list that goes on), and blank lines count as one.
+ * What follows can change more than that in a text with definitions, which links before them may name, and with
+ * formulas, whose beginnings are text until their ends are there: such a text is read as a whole once it is
+ * complete. */
 class Blocks {
   private text = "";
   private done = 0;
   private tokens: Token[] = [];
+  private hasDefinitions = false;
+  /** How often the text was read anew. */
+  readings = 0;
 
   read(text: string, isGrowing: boolean): Token[] {
-    const goesOn = isGrowing && text.startsWith(this.text);
-    if (!goesOn) [this.done, this.tokens] = [0, []];
+    if (!text.startsWith(this.text)) this.forget();
     this.text = text;
-    const fresh = new Lexer(OPTIONS).lex(text.slice(this.done));
+    let fresh = this.lex();
+    if (!isGrowing && this.done > 0 && (this.hasDefinitions || FORMULA.test(text))) {
+      this.forget();
+      fresh = this.lex();
+    }
     const all = [...this.tokens, ...fresh];
     if (isGrowing && fresh.length > 2) {
       const final = fresh.slice(0, -2);
@@ -46,7 +59,22 @@ class Blocks {
     }
     return all;
   }
+
+  private forget(): void {
+    [this.done, this.tokens, this.hasDefinitions] = [0, [], false];
+    this.readings += 1;
+  }
+
+  private lex(): Token[] {
+    const fresh = new Lexer(OPTIONS).lex(this.text.slice(this.done));
+    this.hasDefinitions ||= Object.keys(fresh.links).length > 0;
+    return fresh;
+  }
 }
+
+/** The reading of the text that is drawn: the same words can be something else in another one, such as a link
+ * whose address was not there before. */
+const Reading = createContext(0);
 
 /** Shows a text. While it grows, only its last blocks are drawn again. */
 export function Markdown({ text, isGrowing }: { text: string; isGrowing: boolean }) {
@@ -58,7 +86,7 @@ export function Markdown({ text, isGrowing }: { text: string; isGrowing: boolean
   // A model may leave out levels, which those who walk by headings would look for.
   let level = MESSAGE_LEVEL;
   return (
-    <>
+    <Reading.Provider value={blocks.current.readings}>
       {tokens.map((token, index) => {
         if (token.type === "heading") {
           level = Math.min((token as Tokens.Heading).depth + MESSAGE_LEVEL, level + 1, 6);
@@ -66,7 +94,7 @@ export function Markdown({ text, isGrowing }: { text: string; isGrowing: boolean
         const grows = isGrowing && index === last;
         return <Block key={index} token={token} level={level} isGrowing={grows} />;
       })}
-    </>
+    </Reading.Provider>
   );
 }
 
@@ -82,7 +110,8 @@ interface BlockProps {
 
 function Block({ token, level, isGrowing }: BlockProps) {
   const { type, raw } = token;
-  return useMemo(() => block(token, isGrowing, level), [type, raw, level, isGrowing]);
+  const reading = useContext(Reading);
+  return useMemo(() => block(token, isGrowing, level), [type, raw, level, isGrowing, reading]);
 }
 
 /** Where a block finds its direction: in its own text, or in that of what it is in. */
@@ -169,7 +198,7 @@ function Item({ item, isGrowing }: { item: Tokens.ListItem; isGrowing: boolean }
       })}
     </li>
   );
-  return useMemo(draw, [raw, loose, task, checked, isGrowing]);
+  return useMemo(draw, [raw, loose, task, checked, isGrowing, useContext(Reading)]);
 }
 
 /** A row of a table, drawn again only where it has changed. */
@@ -183,7 +212,7 @@ function Row({ row, align }: { row: Tokens.TableCell[]; align: Tokens.Table["ali
       ))}
     </tr>
   );
-  return useMemo(draw, [row.map(({ text }) => text).join("|"), align.join()]);
+  return useMemo(draw, [row.map(({ text }) => text).join("|"), align.join(), useContext(Reading)]);
 }
 
 function table({ header, rows, align }: Tokens.Table): VNode {
