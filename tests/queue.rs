@@ -17,7 +17,7 @@ use proptest::test_runner::{Config, TestRunner};
 use support::eventually;
 use support::process::LIMIT;
 use support::redis::{RedisCluster, RedisServer};
-use support::redis_time::{slowness, takes_moments};
+use support::redis_time::{Machine, takes_moments};
 use support::store::connect;
 
 const MODEL: &str = "m:latest";
@@ -1396,7 +1396,7 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
     world.server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"]);
     let log = world.server.cli(&["SLOWLOG", "GET", "-1"]);
     // At the speed of the machine, as in `takes_moments`.
-    let slowness = slowness();
+    let slowness = Machine::start().slowness();
     for function in ["join", "release"] {
         let each = &mut costs.of.remove(function).expect("costs");
         each.sort_unstable();

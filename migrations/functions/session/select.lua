@@ -98,7 +98,7 @@ local function lead_path_to(keys, number)
     else
       local position = steps > 0 and (number == 0 and -1 or position_of(keys, number))
       if head and position then
-        replace_rest(keys, position + 1, number, joined(parts))
+        replace_rest(keys, position + 1, number, parts)
         return nil
       elseif head then
         put_strand(keys, joined(parts), number)

@@ -12,8 +12,9 @@ local MESSAGE_BYTES = 160
 -- Bytes that Redis takes for a turn that waits in addition to its question and its request, about: two
 -- fields, and its entries in `waiting` and in the index of open turns.
 local WAITING_BYTES = 600
--- Messages of a session, at most: a call that cuts or selects a branch copies the path.
-local MOST_MESSAGES = 150000
+-- Messages of a session, at most: a call that selects a branch reads and writes the path, 8 bytes a message, and
+-- may not take Redis long.
+local MOST_MESSAGES = 110000
 -- Fields of one call, at most: Lua passes only so many values.
 local FIELDS_AT_ONCE = 1000
 
