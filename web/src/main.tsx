@@ -7,6 +7,7 @@ import { Composer } from "./composer";
 import { Dialogs, knowsModels, openDialog, readModels } from "./dialogs";
 import { Icon } from "./icons";
 import { Log } from "./log";
+import { warmUp } from "./markdown";
 import * as sessions from "./sessions";
 import { isOpen, Sidebar } from "./sidebar";
 
@@ -80,3 +81,4 @@ effect(() => {
 });
 
 render(<Page />, document.getElementById("page")!);
+warmUp();

@@ -72,6 +72,35 @@ class Blocks {
   }
 }
 
+/** Texts that need the patterns of the lexer, a few more each. */
+const SAMPLES = [
+  "# a",
+  "```\na\n```",
+  "<p>a</p>",
+  "| a |\n|--|\n| b |",
+  "a\n===",
+  "a **b** _c_ ~~d~~ `e` [f](g) ![h](i) <j:k> l@m.example https://n.example \\* &amp;  \no $p$",
+  "> a",
+  "- a\n- b",
+];
+
+/** Reads texts that nobody sees while the browser has nothing else to do. It compiles a pattern when that is used,
+ * better at the second time, and again for texts with characters beyond Latin-1. All that takes it over 100 ms, which
+ * would hold up the first answer. */
+export function warmUp(): void {
+  const wide = SAMPLES.map((text) => `${text} …`);
+  const rest = [...SAMPLES, ...wide, ...SAMPLES, ...wide];
+  const later = (work: () => void) =>
+    "requestIdleCallback" in window ? requestIdleCallback(work) : setTimeout(work, 50);
+  const next = () => {
+    const text = rest.shift();
+    if (text === undefined) return;
+    new Lexer(OPTIONS).lex(text);
+    later(next);
+  };
+  later(next);
+}
+
 /** The reading of the text that is drawn: the same words can be something else in another one, such as a link
  * whose address was not there before. */
 const Reading = createContext(0);
