@@ -33,6 +33,8 @@ function rich() {
 /** Asks in a new conversation, and returns what its answer costs. */
 async function measured(page, question) {
   await page.fill("#question", question);
+  // Nobody writes a question at once: by then the page has done what it leaves for later.
+  await page.waitForTimeout(2000);
   await page.evaluate(() => (window.shift = 0));
   await page.press("#question", "Enter");
   await until(page, "streaming");

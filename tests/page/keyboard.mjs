@@ -28,8 +28,9 @@ await run(async (context) => {
     await page.keyboard.press("ArrowDown");
   }
   same(await page.inputValue("select.model"), "vision:latest", "the model");
-  await reach(page, "Shift+Tab", "[title='Add images']");
+  // Well before the key, which a browser may get before it is told to report the dialog instead of showing it.
   const chooser = page.waitForEvent("filechooser");
+  await reach(page, "Shift+Tab", "[title='Add images']");
   await page.keyboard.press("Enter");
   await (await chooser).setFiles(pixel);
   await page.waitForSelector(".attached img");
