@@ -11,7 +11,7 @@
 -- Called by:  QueueStore::free, QueueStore::sign_off
 
 -- The number of tickets that one call frees.
-local FREED_AT_ONCE = 50
+local FREED_AT_ONCE = 30
 
 -- Returns some fields of a hash, at least one unless it is empty, without reading all of a large
 -- one.
