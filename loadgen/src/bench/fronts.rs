@@ -1,8 +1,11 @@
 //! The cost of a stream over OpenAI's API, beside jarvis's own WebSocket and the model host alone.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use serde::Serialize;
+use tokio::time::sleep;
 
 use super::cost::{Cost, Usage};
 use super::streams::{self, Half, Load, Way};
@@ -10,9 +13,11 @@ use super::{PACED_RATE, PACED_TOKENS, middle};
 use crate::fleet::Fleet;
 
 /// The streams at a time, and the turns of each in one round.
-const LEVELS: [(usize, usize); 3] = [(1, 5), (10, 2), (50, 1)];
+const LEVELS: [(usize, usize); 3] = [(1, 10), (10, 4), (50, 2)];
 /// The ways of one round.
 const WAYS: [Way; 3] = [Way::Direct, Way::ThroughJarvis, Way::OverOpenAi];
+/// The time between the questions of two ways: a third of that between two streams.
+const STAGGER: Duration = Duration::from_micros(1700);
 
 /// The figures of paced streams over both APIs. Times are in milliseconds, medians over the rounds;
 /// of three the first is without jarvis, the second over its WebSocket, the third over OpenAI's API.
@@ -28,7 +33,8 @@ pub struct Fronts {
     pub cost: [Cost; 2],
 }
 
-/// Measures each level, the three ways of a round one after another.
+/// Measures each level. The ways of a round run beside each other, so that whatever else the machine does
+/// meets all of them; then each that goes through jarvis runs alone, for its CPU time.
 ///
 /// # Errors
 /// Fails where a stream breaks off.
@@ -36,16 +42,32 @@ pub async fn measure(fleet: &Fleet, rounds: usize) -> anyhow::Result<Vec<Fronts>
     let mut all = Vec::new();
     for (streams, turns) in LEVELS {
         let load = Load { streams, turns, tokens: PACED_TOKENS, rate: PACED_RATE };
-        let mut halves: [Vec<(Half, Usage)>; 3] = Default::default();
+        let mut times: [Vec<Half>; 3] = Default::default();
+        let mut costs: [Vec<Cost>; 3] = Default::default();
         for round in 0..rounds {
             eprintln!("{streams} streams over each API, round {} of {rounds}", round + 1);
-            for at in order(round) {
+            let order = order(round);
+            let beside = (0..).zip(order).map(|(place, at)| {
+                let load = &load;
+                async move {
+                    sleep(STAGGER * place).await;
+                    streams::half(fleet, load, WAYS[at]).await
+                }
+            });
+            for (at, half) in order.into_iter().zip(try_join_all(beside).await?) {
+                times[at].push(half);
+            }
+            for at in order.into_iter().filter(|at| WAYS[*at] != Way::Direct) {
                 let before = Usage::of(fleet);
-                let half = streams::half(fleet, &load, WAYS[at]).await?;
-                halves[at].push((half, Usage::of(fleet).since(&before)));
+                let tokens = streams::half(fleet, &load, WAYS[at]).await?.tokens as f64;
+                let usage = Usage::of(fleet).since(&before);
+                costs[at].push(Cost {
+                    jarvis_us: usage.jarvis * 1e6 / tokens,
+                    redis_us: usage.redis * 1e6 / tokens,
+                });
             }
         }
-        all.push(of_level(streams, &halves));
+        all.push(of_level(streams, &times, &costs));
     }
     Ok(all)
 }
@@ -59,19 +81,16 @@ fn order(round: usize) -> [usize; WAYS.len()] {
     std::array::from_fn(|step| at(step) % count)
 }
 
-fn of_level(streams: usize, halves: &[Vec<(Half, Usage)>; 3]) -> Fronts {
+fn of_level(streams: usize, times: &[Vec<Half>; 3], costs: &[Vec<Cost>; 3]) -> Fronts {
     let first = |quantile: f64| {
-        let of = |(half, _): &(Half, Usage)| half.first.value_at_quantile(quantile) as f64 / 1000.0;
-        halves.each_ref().map(|halves| middle(halves.iter().map(of).collect()))
+        let of = |half: &Half| half.first.value_at_quantile(quantile) as f64 / 1000.0;
+        times.each_ref().map(|halves| middle(halves.iter().map(of).collect()))
     };
-    let cost = |halves: &Vec<(Half, Usage)>| {
-        let a_token = |part: fn(&Usage) -> f64| {
-            let of = |(half, usage): &(Half, Usage)| part(usage) * 1e6 / half.tokens as f64;
-            middle(halves.iter().map(of).collect())
-        };
-        Cost { jarvis_us: a_token(|usage| usage.jarvis), redis_us: a_token(|usage| usage.redis) }
+    let cost = |costs: &Vec<Cost>| Cost {
+        jarvis_us: middle(costs.iter().map(|cost| cost.jarvis_us).collect()),
+        redis_us: middle(costs.iter().map(|cost| cost.redis_us).collect()),
     };
-    let [_, socket, openai] = halves;
+    let [_, socket, openai] = costs;
     Fronts {
         streams,
         first_token_p50: first(0.5),
