@@ -20,6 +20,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The sockets that are opened at the same time.
 const AT_ONCE: usize = 32;
 const HANDSHAKES_FOR: Duration = Duration::from_secs(3);
+/// The clients that open and close sockets: each waits 50 ms for the first event, unless it sends something.
+const HANDSHAKE_CLIENTS: usize = 512;
 /// The time until the buffers of the handshakes are freed.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -141,7 +143,7 @@ async fn handshakes(url: &str) -> anyhow::Result<f64> {
     let done = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
     let mut clients = JoinSet::new();
-    for _ in 0..AT_ONCE {
+    for _ in 0..HANDSHAKE_CLIENTS {
         let (url, done) = (url.to_owned(), Arc::clone(&done));
         clients.spawn(async move {
             while began.elapsed() < HANDSHAKES_FOR {
