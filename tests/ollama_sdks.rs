@@ -7,7 +7,7 @@ use serde_json::json;
 use support::sdks::Sdk;
 
 const SCRIPTS: &str = "ollama_sdks";
-const LONG: &str = "[[tokens=150 rate=60]] a long answer";
+const LONG: &str = "[[tokens=300 rate=50]] a long answer";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ollamas_python_package_works_unchanged() {

@@ -13,7 +13,7 @@ use support::sdks::Sdk;
 use support::setup::setup_on;
 
 const SCRIPTS: &str = "openai_sdks";
-const LONG: &str = "[[tokens=150 rate=60]] a long answer";
+const LONG: &str = "[[tokens=300 rate=50]] a long answer";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_python_package_works_unchanged() {

@@ -105,7 +105,7 @@ async fn an_answer_is_generated_again_a_question_edited_and_the_branch_before_se
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_is_pinned_archived_and_saved_from_the_list() {
-    let checks = ["flags", "link", "back", "keyboard", "saved"];
+    let checks = ["flags", "undisturbed", "link", "back", "keyboard", "saved"];
     passes(&fleet(&[]).await, "list.mjs", &[], &checks).await;
 }
 

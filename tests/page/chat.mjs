@@ -31,7 +31,7 @@ await run(async (context) => {
   report({ check: "streams" });
 
   // From the second tab, with all that Markdown has.
-  await ask(two, "[[rate=400 say]]# One\n\n- a **b** `c`\n- d\n\n```js\nlet x = 1;\n```\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\nעברית קודם, then `code` & &amp; <i>x</i>\n\n1. e\n2. f\n");
+  await ask(two, "[[rate=400 say]]# One\n\n- a **b** `c`\n- d\n\n```js\nlet x = 1;\n```\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\nעברית קודם, then `code` & &amp; <i>x</i>\n\n1. e\n2. f\n\n> שלום עולם\n\nThe end.");
   await until(one, "complete", 2);
   await until(two, "complete", 2);
   await one.waitForSelector(".hljs-keyword");
@@ -46,6 +46,8 @@ await run(async (context) => {
   check(await one.locator('.answer p[dir="auto"]').count() > 0, "blocks have their own direction");
   const rtl = one.locator(".answer p", { hasText: "עברית" });
   same(await rtl.evaluate((it) => getComputedStyle(it).direction), "rtl", "the direction");
+  const quotation = one.locator(".answer blockquote");
+  same(await quotation.evaluate((it) => getComputedStyle(it).direction), "rtl", "the direction of a quotation");
   check((await one.title()).includes("count"), "the title names the conversation");
   report({ check: "markdown" });
 

@@ -55,6 +55,32 @@ await run(async (context) => {
   same(await flags(ids[1]), '{"pinned":false,"archived":true}', "the flags of the second");
   report({ check: "flags" });
 
+  // What is open in the list stays as it is, and takes no focus, when the list is drawn again.
+  const other = await open(context);
+  const inPlace = (heading) =>
+    page.waitForFunction((heading) => {
+      const names = [...document.querySelectorAll(".entries .name")];
+      const section = names.find((it) => it.textContent === "plums")?.closest("section");
+      return section?.querySelector("h2").textContent === heading;
+    }, heading);
+  await choose(page, "apples", "Rename");
+  await page.fill("input.title", "half a ti");
+  await choose(other, "plums", "Pin");
+  await inPlace("Pinned");
+  same(await page.inputValue("input.title"), "half a ti", "the title that is being typed");
+  await page.press("input.title", "Escape");
+  await choose(page, "apples", "Delete");
+  same(await page.evaluate(() => document.activeElement.textContent), "Keep", "the focus");
+  await page.focus("#question");
+  await choose(other, "plums", "Unpin");
+  await inPlace("Today");
+  same(await page.evaluate(() => document.activeElement.id), "question", "the focus after a change of the list");
+  await page.focus(".question-row .danger");
+  await page.keyboard.press("Escape");
+  await page.waitForSelector(".question-row", { state: "detached" });
+  await other.close();
+  report({ check: "undisturbed" });
+
   // The link of a conversation is copied, and opens it at another device.
   await context.grantPermissions(["clipboard-read", "clipboard-write"]);
   await choose(page, "apples", "Copy link");

@@ -138,11 +138,23 @@ export function Composer({ conversation }: { conversation: Conversation }) {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       send();
-    } else if (event.key === "Escape" && isRunning) {
-      event.preventDefault();
-      conversation.stop();
     }
   };
+
+  // Wherever the focus is, unless Escape closes something there.
+  useEffect(() => {
+    if (!isRunning) return undefined;
+    const onEscape = (event: KeyboardEvent) => {
+      const isElsewhere =
+        event.target instanceof Element &&
+        event.target.closest("input, select, textarea:not(#question), dialog, .menu");
+      if (event.key !== "Escape" || event.defaultPrevented || isElsewhere) return;
+      event.preventDefault();
+      conversation.stop();
+    };
+    addEventListener("keydown", onEscape);
+    return () => removeEventListener("keydown", onEscape);
+  }, [isRunning, conversation]);
 
   return (
     <form
@@ -232,7 +244,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
             <span class="hidden">Settings</span>
           </button>
           <span id="keys" class="keys">
-            Enter sends, Shift+Enter begins a line{isRunning && ", Escape stops"}
+            {isRunning ? "Escape stops the answer" : "Enter sends, Shift+Enter begins a line"}
           </span>
           {isRunning && (
             <button

@@ -335,7 +335,7 @@ export class Conversation implements LinkOwner, OutboxOwner {
         // The second one of a turn begins its text anew, as after a failover.
         answer.cut(0);
         answer.status.value = "streaming";
-        answer.note({ model: event.model });
+        answer.note({ model: event.model, position: 0 });
         this.takePlace(generation);
         return;
       case "stream_thinking":

@@ -144,7 +144,7 @@ function Block({ token, level, isGrowing }: BlockProps) {
 }
 
 /** Where a block finds its direction: in its own text, or in that of what it is in. */
-type Direction = "auto" | undefined;
+type Direction = "auto" | null;
 
 function block(
   token: Token,
@@ -157,16 +157,16 @@ function block(
       const { depth, tokens } = token as Tokens.Heading;
       const Tag = `h${level}` as "h3";
       return (
-        <Tag class={`depth-${depth}`} dir={dir}>
+        <Tag class={`depth-${depth}`} dir={dir ?? undefined}>
           {inline(tokens)}
         </Tag>
       );
     }
     case "paragraph":
-      return <p dir={dir}>{inline((token as Tokens.Paragraph).tokens, isGrowing)}</p>;
+      return <p dir={dir ?? undefined}>{inline((token as Tokens.Paragraph).tokens, isGrowing)}</p>;
     case "text": {
       const { tokens, text } = token as Tokens.Text;
-      return <p dir={dir}>{tokens ? inline(tokens, isGrowing) : entities(text)}</p>;
+      return <p dir={dir ?? undefined}>{tokens ? inline(tokens, isGrowing) : entities(text)}</p>;
     }
     case "code": {
       const { text, lang } = token as Tokens.Code;
@@ -175,7 +175,7 @@ function block(
     case "list":
       return list(token as Tokens.List, isGrowing, dir);
     case "blockquote":
-      return <blockquote dir={dir}>{blocks((token as Tokens.Blockquote).tokens)}</blockquote>;
+      return <blockquote dir={dir ?? undefined}>{blocks((token as Tokens.Blockquote).tokens)}</blockquote>;
     case "table":
       return table(token as Tokens.Table);
     case "formula":
@@ -187,13 +187,13 @@ function block(
       return null;
     default:
       // HTML is shown as it was written.
-      return <p dir={dir}>{token.raw.trim()}</p>;
+      return <p dir={dir ?? undefined}>{token.raw.trim()}</p>;
   }
 }
 
 /** The blocks of a quotation, which have its direction. */
 function blocks(tokens: Token[]): ComponentChildren {
-  return tokens.map((token) => block(token, false, 6, undefined));
+  return tokens.map((token) => block(token, false, 6, null));
 }
 
 /** A list has one direction, because its marks stand at one side. */
@@ -203,11 +203,11 @@ function list({ ordered, start, items }: Tokens.List, isGrowing: boolean, dir: D
   ));
   const from = Number(start);
   return ordered ? (
-    <ol start={from !== 1 ? from : undefined} dir={dir}>
+    <ol start={from !== 1 ? from : undefined} dir={dir ?? undefined}>
       {children}
     </ol>
   ) : (
-    <ul dir={dir}>{children}</ul>
+    <ul dir={dir ?? undefined}>{children}</ul>
   );
 }
 
@@ -223,7 +223,7 @@ function Item({ item, isGrowing }: { item: Tokens.ListItem; isGrowing: boolean }
           const { tokens, text } = token as Tokens.Text;
           return tokens ? inline(tokens, isGrowing) : entities(text);
         }
-        return token.type === "checkbox" ? null : block(token, isGrowing, 6, undefined);
+        return token.type === "checkbox" ? null : block(token, isGrowing, 6, null);
       })}
     </li>
   );

@@ -168,13 +168,16 @@ function TitleField(props: {
   onDone: (title: string) => void;
   onCancel: () => void;
 }) {
+  const field = useRef<HTMLInputElement>(null);
+  // Once: the list is drawn again from time to time, and must not take the focus from elsewhere.
+  useLayoutEffect(() => field.current?.focus(), []);
   return (
     <li>
       <input
         class="title"
         aria-label="Title"
-        ref={(input) => input?.focus()}
-        value={props.title}
+        ref={field}
+        defaultValue={props.title}
         maxLength={200}
         onBlur={(event) => props.onDone(event.currentTarget.value)}
         onKeyDown={(event) => {
@@ -190,18 +193,23 @@ function TitleField(props: {
 }
 
 function Confirmation(props: { name: string; onDelete: () => void; onKeep: () => void }) {
+  const keep = useRef<HTMLButtonElement>(null);
+  // Once, and on what deletes nothing: a key that was meant for another field may come here.
+  useLayoutEffect(() => keep.current?.focus(), []);
   return (
-    <li class="question-row">
+    <li
+      class="question-row"
+      onKeyDown={(event) => {
+        if (event.key !== "Escape") return;
+        event.stopPropagation();
+        props.onKeep();
+      }}
+    >
       <span>Delete “{props.name}”?</span>
-      <button
-        type="button"
-        class="danger"
-        ref={(button) => button?.focus()}
-        onClick={props.onDelete}
-      >
+      <button type="button" class="danger" onClick={props.onDelete}>
         Delete
       </button>
-      <button type="button" onClick={props.onKeep}>
+      <button type="button" ref={keep} onClick={props.onKeep}>
         Keep
       </button>
     </li>

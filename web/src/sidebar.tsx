@@ -111,7 +111,9 @@ export function Sidebar() {
       id="sessions"
       aria-label="Conversations"
       onKeyDown={(event) => {
-        if (event.key === "Escape") isOpen.value = false;
+        if (event.key !== "Escape" || !isOpen.value) return;
+        event.stopPropagation();
+        isOpen.value = false;
       }}
     >
       <div class="top">

@@ -127,8 +127,10 @@ function Editor(props: {
           props.onChange(event.currentTarget.value);
         }}
         onKeyDown={(event) => {
-          if (event.key === "Escape") props.onCancel();
-          else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+          if (event.key === "Escape") {
+            event.stopPropagation();
+            props.onCancel();
+          } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
             event.preventDefault();
             save();
           }
@@ -268,7 +270,9 @@ function Answer({ message, conversation }: { message: Message; conversation: Con
           Take it back
         </button>
       )}
-      {isGrowing && text === "" && <p class="pending">Thinking</p>}
+      {isGrowing && text === "" && !notes.position && message.reasoning.value === "" && (
+        <p class="pending">The answer begins</p>
+      )}
       <div class="prose">
         <Markdown text={text} isGrowing={isGrowing} />
       </div>
