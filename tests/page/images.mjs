@@ -28,6 +28,8 @@ await run(async (context) => {
     const context = canvas.getContext("2d");
     const noise = context.createImageData(1200, 900);
     for (let at = 0; at < noise.data.length; at += 1) noise.data[at] = at % 4 === 3 ? 255 : (at * 2654435761) >>> 24;
+    // Transparent at its top.
+    for (let at = 3; at < 1200 * 100 * 4; at += 4) noise.data[at] = 0;
     context.putImageData(noise, 0, 0);
     const data = new DataTransfer();
     data.items.add(new File([await canvas.convertToBlob()], "shot.png", { type: "image/png" }));
@@ -35,6 +37,14 @@ await run(async (context) => {
     document.querySelector("#question").dispatchEvent(paste);
   });
   await page.waitForFunction(() => document.querySelectorAll(".attached img").length === 2);
+  const top = await page.evaluate(async () => {
+    const image = document.querySelectorAll(".attached img")[1];
+    await image.decode();
+    const context = new OffscreenCanvas(image.naturalWidth, image.naturalHeight).getContext("2d");
+    context.drawImage(image, 0, 0);
+    return Math.min(...context.getImageData(10, 10, 1, 1).data);
+  });
+  check(top > 240, `what is transparent is white, and not ${top}`);
   await ask(page, "[[images]] what are they?");
   await until(page, "complete");
   const text = await shown(page);
