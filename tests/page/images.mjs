@@ -27,9 +27,9 @@ await run(async (context) => {
     const canvas = new OffscreenCanvas(1200, 900);
     const context = canvas.getContext("2d");
     const noise = context.createImageData(1200, 900);
-    for (let at = 0; at < noise.data.length; at += 1) noise.data[at] = at % 4 === 3 ? 255 : (at * 2654435761) >>> 24;
-    // Transparent at its top.
-    for (let at = 3; at < 1200 * 100 * 4; at += 4) noise.data[at] = 0;
+    // So large that it is made smaller, and transparent at its top.
+    for (let at = 0; at < noise.data.length; at += 65536) crypto.getRandomValues(noise.data.subarray(at, at + 65536));
+    for (let at = 3; at < noise.data.length; at += 4) noise.data[at] = at < 1200 * 100 * 4 ? 0 : 255;
     context.putImageData(noise, 0, 0);
     const data = new DataTransfer();
     data.items.add(new File([await canvas.convertToBlob()], "shot.png", { type: "image/png" }));

@@ -82,6 +82,8 @@ await run(async (context) => {
   check((await page.locator(".entries li").count()) === 1, "the search finds the title");
   await openMenu(5);
   await page.waitForSelector(".danger");
+  // The focus is on what keeps it.
+  await page.keyboard.press("Shift+Tab");
   await page.keyboard.press("Enter");
   await page.waitForFunction(() => document.querySelectorAll(".entries li").length === 0);
   check((await stored(id)).length === 0, "the session is deleted");

@@ -171,6 +171,13 @@ function TitleField(props: {
   const field = useRef<HTMLInputElement>(null);
   // Once: the list is drawn again from time to time, and must not take the focus from elsewhere.
   useLayoutEffect(() => field.current?.focus(), []);
+  // A field that goes loses the focus, which is no decision of the user's.
+  const isOver = useRef(false);
+  const end = (act: () => void) => {
+    if (isOver.current) return;
+    isOver.current = true;
+    act();
+  };
   return (
     <li>
       <input
@@ -179,12 +186,12 @@ function TitleField(props: {
         ref={field}
         defaultValue={props.title}
         maxLength={200}
-        onBlur={(event) => props.onDone(event.currentTarget.value)}
+        onBlur={(event) => end(() => props.onDone(event.currentTarget.value))}
         onKeyDown={(event) => {
-          if (event.key === "Enter") props.onDone(event.currentTarget.value);
+          if (event.key === "Enter") end(() => props.onDone(event.currentTarget.value));
           if (event.key === "Escape") {
             event.stopPropagation();
-            props.onCancel();
+            end(props.onCancel);
           }
         }}
       />
