@@ -117,7 +117,6 @@ fn clients(folder: &Path) -> anyhow::Result<Outcome> {
     step("packages", || {
         python = install::python_with(&PYTHON)?;
         modules = install::modules_with(&NODE)?;
-        install::nginx()?;
         Ok([&PYTHON[..], &NODE].concat().join(", "))
     })?;
     let (direct, balanced) = start(&services, folder, Vec::new())?;
@@ -180,6 +179,7 @@ fn start(
     folder: &Path,
     more: Vec<(&'static str, String)>,
 ) -> anyhow::Result<(Address, Address)> {
+    install::nginx()?;
     let ports = [Port::reserve()?, Port::reserve()?];
     let [direct, balanced] =
         ports.each_ref().map(|port| Address { host: "127.0.0.1".to_owned(), port: port.number() });
