@@ -13,6 +13,7 @@ use testkit::Process;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::middle;
 use crate::fleet::Fleet;
 use crate::tally::count;
 
@@ -34,6 +35,19 @@ pub struct Cost {
     pub redis_us: f64,
 }
 
+impl Cost {
+    /// Returns the median of each process.
+    pub fn median(costs: &[Self]) -> Self {
+        let of = |part: fn(&Self) -> f64| middle(costs.iter().map(part).collect());
+        Self { jarvis_us: of(|cost| cost.jarvis_us), redis_us: of(|cost| cost.redis_us) }
+    }
+
+    /// Returns the sum of both.
+    pub fn whole(&self) -> f64 {
+        self.jarvis_us + self.redis_us
+    }
+}
+
 /// The CPU time of the processes since their start, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Usage {
@@ -53,6 +67,12 @@ impl Usage {
     /// Returns the CPU time since `before`.
     pub fn since(self, before: &Self) -> Self {
         Self { jarvis: self.jarvis - before.jarvis, redis: self.redis - before.redis }
+    }
+
+    /// Returns what each of so many tokens took.
+    pub fn per_token(self, tokens: usize) -> Cost {
+        let each = |seconds: f64| seconds * 1e6 / tokens as f64;
+        Cost { jarvis_us: each(self.jarvis), redis_us: each(self.redis) }
     }
 }
 

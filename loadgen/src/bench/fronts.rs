@@ -1,14 +1,13 @@
 //! The cost of a stream over OpenAI's API, beside jarvis's own WebSocket and the model host alone.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use serde::Serialize;
 use tokio::time::sleep;
 
 use super::cost::{Cost, Usage};
-use super::streams::{self, Half, Load, Way};
+use super::streams::{self, APART, Half, Load, Way};
 use super::{PACED_RATE, PACED_TOKENS, middle};
 use crate::fleet::Fleet;
 
@@ -16,8 +15,6 @@ use crate::fleet::Fleet;
 const LEVELS: [(usize, usize); 3] = [(1, 10), (10, 4), (50, 2)];
 /// The ways of one round.
 const WAYS: [Way; 3] = [Way::Direct, Way::ThroughJarvis, Way::OverOpenAi];
-/// The time between the questions of two ways: a third of that between two streams.
-const STAGGER: Duration = Duration::from_micros(1700);
 
 /// The figures of paced streams over both APIs. Times are in milliseconds, medians over the rounds;
 /// of three the first is without jarvis, the second over its WebSocket, the third over OpenAI's API.
@@ -50,7 +47,8 @@ pub async fn measure(fleet: &Fleet, rounds: usize) -> anyhow::Result<Vec<Fronts>
             let beside = (0..).zip(order).map(|(place, at)| {
                 let load = &load;
                 async move {
-                    sleep(STAGGER * place).await;
+                    // Each stream of each way asks at a time of its own.
+                    sleep(APART * place / WAYS.len() as u32).await;
                     streams::half(fleet, load, WAYS[at]).await
                 }
             });
@@ -59,12 +57,8 @@ pub async fn measure(fleet: &Fleet, rounds: usize) -> anyhow::Result<Vec<Fronts>
             }
             for at in order.into_iter().filter(|at| WAYS[*at] != Way::Direct) {
                 let before = Usage::of(fleet);
-                let tokens = streams::half(fleet, &load, WAYS[at]).await?.tokens as f64;
-                let usage = Usage::of(fleet).since(&before);
-                costs[at].push(Cost {
-                    jarvis_us: usage.jarvis * 1e6 / tokens,
-                    redis_us: usage.redis * 1e6 / tokens,
-                });
+                let tokens = streams::half(fleet, &load, WAYS[at]).await?.tokens;
+                costs[at].push(Usage::of(fleet).since(&before).per_token(tokens));
             }
         }
         all.push(of_level(streams, &times, &costs));
@@ -86,16 +80,12 @@ fn of_level(streams: usize, times: &[Vec<Half>; 3], costs: &[Vec<Cost>; 3]) -> F
         let of = |half: &Half| half.first.value_at_quantile(quantile) as f64 / 1000.0;
         times.each_ref().map(|halves| middle(halves.iter().map(of).collect()))
     };
-    let cost = |costs: &Vec<Cost>| Cost {
-        jarvis_us: middle(costs.iter().map(|cost| cost.jarvis_us).collect()),
-        redis_us: middle(costs.iter().map(|cost| cost.redis_us).collect()),
-    };
     let [_, socket, openai] = costs;
     Fronts {
         streams,
         first_token_p50: first(0.5),
         first_token_p99: first(0.99),
-        cost: [cost(socket), cost(openai)],
+        cost: [Cost::median(socket), Cost::median(openai)],
     }
 }
 
@@ -120,14 +110,13 @@ pub fn write(table: &mut String, all: &[Fronts]) {
             socket.redis_us,
             openai.redis_us
         );
-        let whole = |cost: &Cost| cost.jarvis_us + cost.redis_us;
         let _ = writeln!(
             table,
             "  {:>12} of the WebSocket's: first token p50 {:.2}   p99 {:.2}   CPU a token {:.2}",
             "",
             first_token_p50[2] / first_token_p50[1],
             first_token_p99[2] / first_token_p99[1],
-            whole(openai) / whole(socket)
+            openai.whole() / socket.whole()
         );
     }
 }

@@ -54,7 +54,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Looking> {
             if let Some(scraping) = scraping {
                 scraping.abort();
             }
-            pair[which] = usage.jarvis * 1e6 / half?.tokens as f64;
+            pair[which] = usage.per_token(half?.tokens).jarvis_us;
             figures[which].push(pair[which]);
         }
         shares.push(pair[0] / pair[1] - 1.0);

@@ -192,10 +192,9 @@ fn paced_of(streams: usize, pairs: &[Pair]) -> Paced {
 }
 
 fn cost_of(pairs: &[Pair]) -> Cost {
-    let a_token = |part: fn(&Usage) -> f64| {
-        median(pairs, |pair| part(&pair.usage) * 1e6 / pair.through.tokens as f64)
-    };
-    Cost { jarvis_us: a_token(|usage| usage.jarvis), redis_us: a_token(|usage| usage.redis) }
+    let costs: Vec<Cost> =
+        pairs.iter().map(|pair| pair.usage.per_token(pair.through.tokens)).collect();
+    Cost::median(&costs)
 }
 
 fn median(pairs: &[Pair], figure: impl Fn(&Pair) -> f64) -> f64 {

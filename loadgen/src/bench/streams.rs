@@ -16,7 +16,7 @@ use crate::fleet::Fleet;
 use crate::tally::{record, times};
 
 /// The time between the beginnings of two streams: users do not all come at once.
-const APART: Duration = Duration::from_millis(5);
+pub const APART: Duration = Duration::from_millis(5);
 /// The time limit of a turn; a longer one fails the run.
 const LIMIT: Duration = Duration::from_mins(1);
 const MODEL: &str = "tinyllama:latest";
