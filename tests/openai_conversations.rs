@@ -5,11 +5,12 @@ mod support;
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
-use support::client::{Reply, get, history, http, post, send, with};
+use support::client::{Reply, get, history, http, post, send, until_ok, with};
 use support::eventually;
 use support::fleet::{Fleet, ready_replicas};
 use support::host::{requests, stat};
-use support::process::{LIMIT, Process, ollama_sim};
+use support::lossy::ReplyLoser;
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::responses::{
     MODEL, RESPONSES, asked, created, ended, events_of, expected, id_of,
@@ -441,19 +442,21 @@ async fn items_are_added_outside_of_responses_and_the_model_gets_them_with_the_n
 #[tokio::test]
 async fn items_that_may_have_been_added_are_not_added_again_by_an_sdk() {
     let fleet = Fleet::start(1, &["--rate", "2000"], &[]).await;
-    let replica = &fleet.replicas[0];
-    let id = new_conversation(replica, &json!({})).await;
+    let id = new_conversation(&fleet.replicas[0], &json!({})).await;
+    let lossy = ReplyLoser::start(&fleet.redis.url(), "jarvis_add_messages_1").await;
+    let replica = jarvis(&lossy.url, &fleet.ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
     let url = format!("{}{}", replica.url, of_conversation(&id, "/items"));
     let body = json!({"items": [{"role": "user", "content": "once"}]});
     let add = async || http().post(&url).json(&body).send().await.expect("a response");
-    // Reads are answered, and writes wait.
-    fleet.redis.cli(&["CLIENT", "PAUSE", "20000", "WRITE"]);
     let reply = add().await;
-    fleet.redis.cli(&["CLIENT", "UNPAUSE"]);
+    assert!(lossy.has_lost());
     assert_eq!(reply.status(), 503);
     assert_eq!(reply.headers()["x-should-retry"], "false");
     let error: Value = reply.json().await.expect("JSON");
     assert_eq!(error["error"]["code"], "store_unavailable");
+    let once = pairs(&[("user", "once")]);
+    assert_eq!(texts(&items(&fleet.replicas[0], &id, "").await), once, "they were added");
     assert!(eventually(LIMIT, async || add().await.status() == 200).await, "it does not recover");
     // What is known not to have been done may be repeated.
     fleet.redis.pause();
