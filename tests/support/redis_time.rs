@@ -78,10 +78,10 @@ impl Machine {
             self.0.cli(&["EVAL", COUNT, "0"]);
         }
         let counts = timed(&self.0, 1, |line| line == "EVAL");
-        let mut times: Vec<f64> = counts.iter().map(|(_, time)| *time).collect();
-        assert_eq!(times.len(), 5, "{counts:?}");
-        times.sort_by(f64::total_cmp);
-        (times[2] / COUNT_MS).clamp(1.0, SLOWEST)
+        assert_eq!(counts.len(), 5, "{counts:?}");
+        // The slower ones say what else the machine did, which would loosen the bound.
+        let fastest = counts.iter().map(|(_, time)| *time).min_by(f64::total_cmp);
+        (fastest.expect("five counts") / COUNT_MS).clamp(1.0, SLOWEST)
     }
 }
 
