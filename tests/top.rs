@@ -178,8 +178,11 @@ async fn a_look_is_two_commands_of_a_user_who_may_not_write() {
     let user: Vec<_> = user.iter().map(String::as_str).collect();
     assert_eq!(redis.cli(&user).trim(), "OK");
     let top = top_in(100, 30, &redis.url_as("top:secret"), "--interval 1");
-    let lines = top.until("the host's slots", |lines| row(lines, "HOST", "2 of 2").is_some()).await;
-    assert!(row(&lines, "REDIS", &redis.port().to_string()).is_some(), "{lines:?}");
+    let port = redis.port().to_string();
+    top.until("the host's slots and the primary", |lines| {
+        row(lines, "HOST", "2 of 2").is_some() && row(lines, "REDIS", &port).is_some()
+    })
+    .await;
     let changes = || {
         let info = redis.cli(&["INFO", "persistence"]);
         info.lines().find(|line| line.starts_with("rdb_changes_since")).map(str::to_owned)
