@@ -93,7 +93,7 @@ async fn a_chat_streams_is_stored_and_is_the_same_in_two_tabs_and_after_a_reload
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_stops_drafts_renames_and_deletes_and_markdown_runs_no_script() {
     let fleet = fleet(&[]).await;
-    let checks = ["stop", "drafts", "badge", "list", "error", "inert"];
+    let checks = ["stop", "drafts", "badge", "list", "error", "dismissed", "inert"];
     passes(&fleet, "use.mjs", &[], &checks).await;
 }
 

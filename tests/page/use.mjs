@@ -102,6 +102,19 @@ await run(async (context) => {
   check((await page.locator(".question").count()) === 1, "the question is there once");
   report({ check: "error" });
 
+  await page.evaluate(() => localStorage.setItem("jarvis.settings", '{"model":"nosuch:1b"}'));
+  await page.reload();
+  await connected(page);
+  await page.getByRole("button", { name: "Another answer" }).click();
+  await page.waitForSelector(".column > .trouble");
+  await page.getByRole("button", { name: "Dismiss" }).click();
+  await page.waitForFunction(() => !document.querySelector(".trouble"));
+  check((await page.locator(".answer.complete").count()) === 1, "the answer is still there");
+  await page.evaluate(() => localStorage.removeItem("jarvis.settings"));
+  await page.reload();
+  await connected(page);
+  report({ check: "dismissed" });
+
   const requests = [];
   page.on("request", (request) => requests.push(request.url()));
   await ask(page, `[[rate=2000 say]]<img src=x onerror="window.hit=1"><script>window.hit=2</script>

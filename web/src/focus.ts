@@ -40,3 +40,12 @@ export function keepFocus(log: HTMLElement): () => void {
     observer.disconnect();
   };
 }
+
+/** Has the escape key end what is open, and nothing else: on the page it stops an answer. */
+export function onEscape(end: () => void) {
+  return (event: KeyboardEvent) => {
+    if (event.key !== "Escape") return;
+    event.stopPropagation();
+    end();
+  };
+}

@@ -99,7 +99,7 @@ export function Log({ conversation }: { conversation: Conversation }) {
             <Turn key={keyOf(message)} message={message} conversation={conversation} />
           ))}
         </div>
-        {failure && <Trouble failure={failure} />}
+        {failure && <Trouble failure={failure} dismiss={() => (conversation.failure.value = undefined)} />}
         {messages.length === 0 && <Welcome isLoaded={conversation.loaded.value} />}
       </div>
       {isAway && <JumpButton onClick={toEnd} />}

@@ -140,33 +140,28 @@ interface BlockProps {
 function Block({ token, level, isGrowing }: BlockProps) {
   const { type, raw } = token;
   const reading = useContext(Reading);
-  return useMemo(() => block(token, isGrowing, level), [type, raw, level, isGrowing, reading]);
+  return useMemo(() => block(token, isGrowing, level, "auto"), [type, raw, level, isGrowing, reading]);
 }
 
 /** Where a block finds its direction: in its own text, or in that of what it is in. */
-type Direction = "auto" | null;
+type Direction = "auto" | undefined;
 
-function block(
-  token: Token,
-  isGrowing: boolean,
-  level: number,
-  dir: Direction = "auto",
-): ComponentChildren {
+function block(token: Token, isGrowing: boolean, level: number, dir: Direction): ComponentChildren {
   switch (token.type) {
     case "heading": {
       const { depth, tokens } = token as Tokens.Heading;
       const Tag = `h${level}` as "h3";
       return (
-        <Tag class={`depth-${depth}`} dir={dir ?? undefined}>
+        <Tag class={`depth-${depth}`} dir={dir}>
           {inline(tokens)}
         </Tag>
       );
     }
     case "paragraph":
-      return <p dir={dir ?? undefined}>{inline((token as Tokens.Paragraph).tokens, isGrowing)}</p>;
+      return <p dir={dir}>{inline((token as Tokens.Paragraph).tokens, isGrowing)}</p>;
     case "text": {
       const { tokens, text } = token as Tokens.Text;
-      return <p dir={dir ?? undefined}>{tokens ? inline(tokens, isGrowing) : entities(text)}</p>;
+      return <p dir={dir}>{tokens ? inline(tokens, isGrowing) : entities(text)}</p>;
     }
     case "code": {
       const { text, lang } = token as Tokens.Code;
@@ -175,7 +170,7 @@ function block(
     case "list":
       return list(token as Tokens.List, isGrowing, dir);
     case "blockquote":
-      return <blockquote dir={dir ?? undefined}>{blocks((token as Tokens.Blockquote).tokens)}</blockquote>;
+      return <blockquote dir={dir}>{blocks((token as Tokens.Blockquote).tokens)}</blockquote>;
     case "table":
       return table(token as Tokens.Table);
     case "formula":
@@ -187,13 +182,13 @@ function block(
       return null;
     default:
       // HTML is shown as it was written.
-      return <p dir={dir ?? undefined}>{token.raw.trim()}</p>;
+      return <p dir={dir}>{token.raw.trim()}</p>;
   }
 }
 
 /** The blocks of a quotation, which have its direction. */
 function blocks(tokens: Token[]): ComponentChildren {
-  return tokens.map((token) => block(token, false, 6, null));
+  return tokens.map((token) => block(token, false, 6, undefined));
 }
 
 /** A list has one direction, because its marks stand at one side. */
@@ -203,11 +198,11 @@ function list({ ordered, start, items }: Tokens.List, isGrowing: boolean, dir: D
   ));
   const from = Number(start);
   return ordered ? (
-    <ol start={from !== 1 ? from : undefined} dir={dir ?? undefined}>
+    <ol start={from !== 1 ? from : undefined} dir={dir}>
       {children}
     </ol>
   ) : (
-    <ul dir={dir ?? undefined}>{children}</ul>
+    <ul dir={dir}>{children}</ul>
   );
 }
 
@@ -223,7 +218,7 @@ function Item({ item, isGrowing }: { item: Tokens.ListItem; isGrowing: boolean }
           const { tokens, text } = token as Tokens.Text;
           return tokens ? inline(tokens, isGrowing) : entities(text);
         }
-        return token.type === "checkbox" ? null : block(token, isGrowing, 6, null);
+        return token.type === "checkbox" ? null : block(token, isGrowing, 6, undefined);
       })}
     </li>
   );

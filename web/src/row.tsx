@@ -5,6 +5,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { copy } from "./code";
 import { saveMarkdown } from "./files";
+import { onEscape } from "./focus";
 import { Icon } from "./icons";
 import * as sessions from "./sessions";
 import type { Entry } from "./sessions";
@@ -143,11 +144,7 @@ function Menu(props: {
       class="menu"
       role="group"
       aria-label={`What to do with ${title || "Untitled"}`}
-      onKeyDown={(event) => {
-        if (event.key !== "Escape") return;
-        event.stopPropagation();
-        act(async () => {});
-      }}
+      onKeyDown={onEscape(() => act(async () => {}))}
     >
       {item("pin", pinned ? "Unpin" : "Pin", () => act(() => sessions.mark(id, { pinned: !pinned })))}
       {item("pencil", "Rename", () => begin("rename"))}
@@ -179,7 +176,7 @@ function TitleField(props: {
     act();
   };
   return (
-    <li>
+    <li onKeyDown={onEscape(() => end(props.onCancel))}>
       <input
         class="title"
         aria-label="Title"
@@ -189,10 +186,6 @@ function TitleField(props: {
         onBlur={(event) => end(() => props.onDone(event.currentTarget.value))}
         onKeyDown={(event) => {
           if (event.key === "Enter") end(() => props.onDone(event.currentTarget.value));
-          if (event.key === "Escape") {
-            event.stopPropagation();
-            end(props.onCancel);
-          }
         }}
       />
     </li>
@@ -204,14 +197,7 @@ function Confirmation(props: { name: string; onDelete: () => void; onKeep: () =>
   // Once, and on what deletes nothing: a key that was meant for another field may come here.
   useLayoutEffect(() => keep.current?.focus(), []);
   return (
-    <li
-      class="question-row"
-      onKeyDown={(event) => {
-        if (event.key !== "Escape") return;
-        event.stopPropagation();
-        props.onKeep();
-      }}
-    >
+    <li class="question-row" onKeyDown={onEscape(props.onKeep)}>
       <span>Delete “{props.name}”?</span>
       <button type="button" class="danger" onClick={props.onDelete}>
         Delete

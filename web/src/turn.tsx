@@ -6,6 +6,7 @@ import { duration, remedyOf, sentence } from "./advice";
 import { CopyButton } from "./code";
 import type { Conversation } from "./conversation";
 import { keepDraft, readDraft } from "./drafts";
+import { onEscape } from "./focus";
 import { Icon } from "./icons";
 import { tooLong } from "./length";
 import { Markdown } from "./markdown";
@@ -111,6 +112,7 @@ function Editor(props: {
   return (
     <form
       class="editor"
+      onKeyDown={onEscape(props.onCancel)}
       onSubmit={(event) => {
         event.preventDefault();
         save();
@@ -127,10 +129,7 @@ function Editor(props: {
           props.onChange(event.currentTarget.value);
         }}
         onKeyDown={(event) => {
-          if (event.key === "Escape") {
-            event.stopPropagation();
-            props.onCancel();
-          } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+          if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
             event.preventDefault();
             save();
           }
@@ -357,8 +356,10 @@ export function Trouble(props: {
   edit?: () => void;
   /** Takes what was refused off the page. */
   remove?: () => void;
+  /** Takes the error off the page. */
+  dismiss?: () => void;
 }) {
-  const { failure, again, edit, remove } = props;
+  const { failure, again, edit, remove, dismiss } = props;
   const wait = useCountdown(failure.retryAt);
   const remedy = remedyOf(failure);
   return (
@@ -393,6 +394,11 @@ export function Trouble(props: {
         {remove && (
           <button type="button" onClick={remove}>
             Remove it
+          </button>
+        )}
+        {dismiss && (
+          <button type="button" onClick={dismiss}>
+            Dismiss
           </button>
         )}
       </div>
