@@ -4,8 +4,9 @@
 //
 // (a test runs it so: cargo test --workspace --test pictures -- --ignored the_pictures_of_the_page).
 //
-// It imports conversations into the account of the token's user, opens the page in Chromium, signs in and
-// takes docs/page-light.png and docs/page-dark.png.
+// It imports conversations into the account of the token's user, opens the page in Chromium, signs in and asks
+// a question. It waits until the answer was continued by another replica: somebody has to kill the one that
+// writes it, as the test does. Then it takes docs/page-light.png and docs/page-dark.png.
 
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
@@ -21,19 +22,6 @@ const TITLES = [
   "Sourdough at 75 % hydration",
 ];
 const QUESTION = "How can a queue stay fair when one person opens forty sessions?";
-const ANSWER = `Give every *user* a share, not every session. Each ticket gets a **virtual start time**: the moment when its user's previous ticket would end.
-
-1. A new ticket starts where the user's last one ends, or now.
-2. The smallest start time goes first, whoever it belongs to.
-
-\`\`\`rust
-/// Returns the ticket that begins next.
-fn next(&self) -> Option<&Ticket> {
-    self.waiting.iter().min_by_key(|ticket| ticket.start)
-}
-\`\`\`
-
-Forty sessions of one user then queue behind each other, and a second user waits for one turn at most.`;
 
 const line = (value) => `${JSON.stringify(value)}\n`;
 const time = (minutes) => new Date(Date.now() - minutes * 60_000).toISOString();
@@ -50,35 +38,45 @@ function conversation(title, question, answer, minutes) {
 const lines = [
   line({ type: "export", version: 1 }),
   ...TITLES.map((title, index) => conversation(title, title, "Here it is.", 600 - 60 * index)),
-  conversation("A fair queue", QUESTION, ANSWER, 5),
-  line({ type: "end", sessions: TITLES.length + 1, messages: 2 * TITLES.length + 2 }),
+  line({ type: "end", sessions: TITLES.length, messages: 2 * TITLES.length }),
 ].join("");
-const imported = await fetch(new URL("/api/v1/chat/import", base), {
-  method: "POST",
-  headers: { authorization: `Bearer ${token}`, "content-type": "application/x-ndjson" },
-  body: lines,
-});
-if (!imported.ok) throw new Error(await imported.text());
+async function call(method, path, body, type = "application/json") {
+  const headers = { authorization: `Bearer ${token}`, "content-type": type };
+  const response = await fetch(new URL(`/api/v1/chat/${path}`, base), { method, headers, body });
+  if (!response.ok) throw new Error(await response.text());
+  return response;
+}
+await call("POST", "import", lines, "application/x-ndjson");
+const { sessions } = await (await call("GET", "sessions")).json();
+const idOf = (title) => sessions.find((session) => session.title === title).session_id;
+await call("PATCH", `sessions/${idOf(TITLES[1])}`, JSON.stringify({ pinned: true }));
 
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
   args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
 });
+const page = await browser.newPage({ viewport: { width: 1000, height: 680 }, deviceScaleFactor: 2 });
+await page.goto(base);
+await page.locator(".account").click();
+await page.getByLabel("Token or API key").fill(token);
+await page.keyboard.press("Enter");
+await page.getByRole("heading", { name: /Signed in as/ }).waitFor();
+await page.keyboard.press("Escape");
+await page.locator("#question").fill(QUESTION);
+await page.keyboard.press("Enter");
+await page.locator(".facts", { hasText: "continued after an interruption" }).waitFor({ timeout: 60_000 });
+// In another conversation an answer is being written. Nobody waits for its reply.
+const long = { session_id: idOf(TITLES[2]), message: "[[tokens=6000]] at length", stream: true };
+await call("POST", "", JSON.stringify(long));
+await page.reload();
+await page.waitForSelector(".hljs-keyword");
+await page.waitForSelector(".badge.running");
+await page.mouse.move(700, 20);
+await page.locator("#question").focus();
 for (const colorScheme of ["light", "dark"]) {
-  const context = await browser.newContext({ colorScheme, viewport: { width: 1200, height: 760 } });
-  const page = await context.newPage();
-  await page.goto(base);
-  await page.locator(".account").click();
-  await page.getByLabel("Token or API key").fill(token);
-  await page.keyboard.press("Enter");
-  await page.getByRole("heading", { name: /Signed in as/ }).waitFor();
-  await page.keyboard.press("Escape");
-  await page.getByRole("link", { name: "A fair queue" }).first().click();
-  await page.waitForSelector(".hljs-keyword");
-  await page.mouse.move(900, 20);
-  await page.locator("#question").focus();
+  await page.emulateMedia({ colorScheme });
   await page.waitForTimeout(300);
   await page.screenshot({ path: `${root}docs/page-${colorScheme}.png` });
-  await context.close();
 }
 await browser.close();
+process.exit(0);

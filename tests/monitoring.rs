@@ -6,13 +6,13 @@ mod support;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::client::{Socket, http, send, until_ok};
 use support::eventually;
 use support::monitored::{Load, Monitored};
-use support::picture::draw;
+use support::picture::{Fault, draw};
 use support::process::LIMIT;
 use support::prometheus::{checked_metrics, panels};
 use testkit::programs::find;
@@ -263,20 +263,24 @@ async fn the_dashboard_is_drawn_from_the_data_of_a_real_run() {
     let load: Vec<_> = fleet.replicas.iter().map(Load::begin).collect();
     let pause = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
     pause(25).await;
+    let mut faults = Vec::new();
+    let mut breaks = async |name, seconds, end: &dyn Fn()| {
+        let begin = Instant::now();
+        pause(seconds).await;
+        end();
+        faults.push(Fault { name, time: begin..Instant::now() });
+    };
     fleet.hosts[0].kill();
-    pause(12).await;
-    fleet.hosts[0].restart().expect("a host");
+    breaks("a host is away", 12, &|| fleet.hosts[0].restart().expect("a host")).await;
     pause(15).await;
     fleet.replicas[2].kill();
-    pause(8).await;
-    fleet.replicas[2].restart().expect("a replica");
+    breaks("a replica is killed", 8, &|| fleet.replicas[2].restart().expect("a replica")).await;
     pause(12).await;
     fleet.redis.kill();
-    pause(4).await;
-    fleet.redis.restart();
+    breaks("Redis is away", 4, &|| fleet.redis.restart()).await;
     pause(14).await;
     drop(load);
-    let picture = draw(&fleet.prometheus, Duration::from_secs(90)).await;
+    let picture = draw(&fleet.prometheus, Duration::from_secs(90), &faults).await;
     assert!(picture.matches("<polyline").count() > 50, "few lines");
     std::fs::write(Path::new(ROOT).join("docs/dashboard.svg"), picture).expect("a file");
 }

@@ -37,6 +37,22 @@ So that a sailor can tell them apart in the dark.
 - The lamp burns all the time; a lens turns around it.
 - In fog nobody sees the light, so a horn repeats the same rhythm.";
 
+const FORMATTED_ANSWER: &str = "\
+Give every *user* a share, not every session. Each ticket gets a **virtual start time**: the moment when its \
+user's previous ticket would end.
+
+1. A new ticket starts where the user's last one ends, or now.
+2. The smallest start time goes first, whoever it belongs to.
+
+```rust
+/// Returns the ticket that begins next.
+fn next(&self) -> Option<&Ticket> {
+    self.waiting.iter().min_by_key(|ticket| ticket.start)
+}
+```
+
+Forty sessions of one user then queue behind each other, and a second user waits for one turn at most.";
+
 struct Scene {
     replicas: Vec<Process>,
     hosts: Vec<Process>,
@@ -44,11 +60,11 @@ struct Scene {
 }
 
 impl Scene {
-    async fn set(rate: &str, slots: [&str; 2], settings: &[(&str, &str)]) -> Self {
+    async fn set(rate: &str, slots: [&str; 2], answer: &str, settings: &[(&str, &str)]) -> Self {
         let memory = ["--maxmemory", "256mb", "--maxmemory-policy", "noeviction"];
         let redis = RedisServer::start_with(&memory);
         let host = |slots| {
-            ollama_sim(&["--rate", rate, "--slots", slots, "--models", MODELS, "--say", ANSWER])
+            ollama_sim(&["--rate", rate, "--slots", slots, "--models", MODELS, "--say", answer])
         };
         let hosts = Vec::from(slots.map(host));
         let of_host = |(host, slots): (&Process, &str)| format!("{};slots={slots}", host.url);
@@ -86,7 +102,7 @@ fn picture(name: &str) -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "draws a picture for the documents"]
 async fn the_picture_of_jarvis_top_is_drawn_from_a_real_terminal() {
-    let scene = Scene::set("24", ["4", "6"], &[]).await;
+    let scene = Scene::set("24", ["4", "6"], ANSWER, &[]).await;
     let top = scene.top(COLUMNS, 24);
     let mut sockets = Vec::new();
     for (at, count) in [(0, 31), (1, 47), (2, 44)] {
@@ -152,7 +168,7 @@ fn assert_answered(lines: &[String]) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "draws a picture for the documents"]
 async fn the_moving_picture_of_an_answer_that_survives_is_drawn_from_real_terminals() {
-    let scene = Scene::set("9", ["4", "4"], &[]).await;
+    let scene = Scene::set("9", ["4", "4"], ANSWER, &[]).await;
     let nginx = Nginx::deployed(&scene.replicas).await;
     let mut sockets = Vec::new();
     for (at, count) in [(0, 11), (1, 14), (2, 12)] {
@@ -231,13 +247,22 @@ async fn the_moving_picture_of_an_answer_that_survives_is_drawn_from_real_termin
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes pictures for the documents in Chromium"]
 async fn the_pictures_of_the_page_are_taken_in_a_real_browser() {
-    let scene = Scene::set("30", ["4", "4"], &[("JARVIS_JWT_SECRET", SECRET)]).await;
-    let token = token("ada");
+    let settings = [("JARVIS_JWT_SECRET", SECRET)];
+    let scene = Scene::set("30", ["4", "4"], FORMATTED_ANSWER, &settings).await;
+    let nginx = Nginx::deployed(&scene.replicas).await;
+    let (url, token) = (format!("http://{}/", nginx.ours), token("ada"));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/pictures.mjs");
     let mut node = tokio::process::Command::new("node");
-    node.arg(script).args([&scene.replicas[0].url, &token]).kill_on_drop(true);
+    node.arg(script).args([&url, &token]).kill_on_drop(true);
     let output = tokio::time::timeout(Duration::from_mins(2), node.output());
-    let output = output.await.expect("its end in time").expect("node");
+    let killed = async {
+        let at = writer(&scene, [0, 0, 0]).await;
+        // A third of the answer.
+        sleep(Duration::from_secs(2)).await;
+        scene.replicas[at].kill();
+    };
+    let (output, ()) = tokio::join!(output, killed);
+    let output = output.expect("its end in time").expect("node");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(scene.hosts.len(), 2);
 }

@@ -2,7 +2,8 @@
 //! titles and their queries are those of the dashboard's file, and the drawing is this one's own.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -11,16 +12,55 @@ use super::prometheus::{Panel, Prometheus, panels};
 /// Pixels: of the picture's width, of the heights of panels, and of the space between.
 const WIDTH: f64 = 1260.0;
 const STAT: f64 = 84.0;
-const CHART: f64 = 190.0;
+const CHART: f64 = 210.0;
 const GAP: f64 = 10.0;
 /// Series of one panel that are drawn, at most; the others are counted.
 const SERIES: usize = 8;
 const COLOURS: [&str; SERIES] =
     ["#3274d9", "#37872d", "#e0b400", "#c4162a", "#8f3bb8", "#0f8a8a", "#fa6400", "#7f7f7f"];
 
-/// Returns the dashboard as SVG, over the last `span`.
-pub async fn draw(prometheus: &Prometheus, span: Duration) -> String {
-    let (mut body, mut y) = (String::new(), GAP);
+/// Something that was broken on purpose.
+pub struct Fault {
+    pub name: &'static str,
+    pub time: Range<Instant>,
+}
+
+/// What all panels show: the time up to now, and the faults in it.
+struct TimeAxis<'a> {
+    span: Duration,
+    now: Instant,
+    faults: &'a [Fault],
+}
+
+impl TimeAxis<'_> {
+    /// Returns how far into the picture a moment is, 0 to 1.
+    fn share(&self, moment: Instant) -> f64 {
+        let ago = self.now.saturating_duration_since(moment).as_secs_f64();
+        (1.0 - ago / self.span.as_secs_f64()).clamp(0.0, 1.0)
+    }
+
+    /// Returns a fault as a column between two heights, for a chart from `left` to `right`.
+    fn column(
+        &self,
+        fault: &Fault,
+        (left, right): (f64, f64),
+        (top, bottom): (f64, f64),
+    ) -> String {
+        let at = |moment| left + (right - left) * self.share(moment);
+        let (begin, end) = (at(fault.time.start), at(fault.time.end));
+        format!(
+            "<rect x=\"{begin:.0}\" y=\"{top:.0}\" width=\"{:.0}\" height=\"{:.0}\" fill=\"#c4162a\" \
+             opacity=\"0.12\"/>",
+            (end - begin).max(2.0),
+            bottom - top
+        )
+    }
+}
+
+/// Returns the dashboard as SVG, over the last `span`, with the faults in it.
+pub async fn draw(prometheus: &Prometheus, span: Duration, faults: &[Fault]) -> String {
+    let axis = TimeAxis { span, now: Instant::now(), faults };
+    let (mut body, mut y) = (legend_of(&axis), 2.0 * GAP + 16.0);
     let mut line: Vec<Panel> = Vec::new();
     let mut lines = Vec::new();
     for panel in panels("10s") {
@@ -48,22 +88,35 @@ pub async fn draw(prometheus: &Prometheus, span: Duration) -> String {
         let width = (WIDTH - GAP) / line.len() as f64 - GAP;
         for (number, panel) in line.iter().enumerate() {
             let x = GAP + number as f64 * (width + GAP);
-            body += &draw_panel(prometheus, panel, span, (x, y, width, height)).await;
+            body += &draw_panel(prometheus, panel, &axis, (x, y, width, height)).await;
         }
         y += height + GAP;
     }
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {y}\" \
-         font-family=\"sans-serif\" font-size=\"11\">\n<style>.row{{font-size:15px;font-weight:bold}}\
-         .title{{font-weight:bold}}.stat{{font-size:26px}}.axis{{fill:#666;font-size:9px}}</style>\n\
+         font-family=\"sans-serif\" font-size=\"13\">\n<style>.row{{font-size:16px;font-weight:bold}}\
+         .title{{font-weight:bold}}.stat{{font-size:26px}}.axis{{fill:#555;font-size:12px}}</style>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#f4f5f5\"/>\n{body}</svg>\n"
+    )
+}
+
+/// Returns the line that says what the columns of the charts are.
+fn legend_of(axis: &TimeAxis<'_>) -> String {
+    let seconds = |moment| axis.share(moment) * axis.span.as_secs_f64();
+    let faults = axis.faults.iter().map(|Fault { name, time }| {
+        format!("{name} from {:.0} to {:.0} s", seconds(time.start), seconds(time.end))
+    });
+    let text = faults.collect::<Vec<_>>().join(" · ");
+    format!(
+        "<text x=\"{GAP}\" y=\"{}\"><tspan fill=\"#c4162a\" opacity=\"0.4\">■</tspan> {text}</text>\n",
+        GAP + 13.0
     )
 }
 
 async fn draw_panel(
     prometheus: &Prometheus,
     panel: &Panel,
-    span: Duration,
+    axis: &TimeAxis<'_>,
     (x, y, width, height): (f64, f64, f64, f64),
 ) -> String {
     let mut drawn = format!(
@@ -75,7 +128,7 @@ async fn draw_panel(
     );
     let mut series = Vec::new();
     for (legend, query) in &panel.queries {
-        for (labels, points) in prometheus.range(query, span).await {
+        for (labels, points) in prometheus.range(query, axis.span).await {
             let points: Vec<_> =
                 points.into_iter().filter(|(_, value)| value.is_finite()).collect();
             if !points.is_empty() {
@@ -96,8 +149,11 @@ async fn draw_panel(
     }
     let most = series.iter().flat_map(|(_, points)| points).map(|(_, value)| *value);
     let most = most.fold(0.0_f64, f64::max);
-    let scale = if most > 0.0 { most * 1.1 } else { 1.0 };
-    let (left, right, top, bottom) = (x + 62.0, x + width - 8.0, y + 26.0, y + height - 44.0);
+    let scale = 2.0 * step(most / 2.0, &panel.unit);
+    let (left, right, top, bottom) = (x + 72.0, x + width - 12.0, y + 28.0, y + height - 66.0);
+    for fault in axis.faults {
+        drawn += &axis.column(fault, (left, right), (top, bottom));
+    }
     for share in [0.0, 0.5, 1.0] {
         let at = bottom - (bottom - top) * share;
         let _ = writeln!(
@@ -105,15 +161,22 @@ async fn draw_panel(
             "<path d=\"M{left:.0} {at:.0}H{right:.0}\" stroke=\"#e8e8e8\"/>\
              <text x=\"{:.0}\" y=\"{:.0}\" class=\"axis\">{}</text>",
             x + 6.0,
-            at + 3.0,
+            at + 4.0,
             in_unit(scale * share, &panel.unit)
         );
     }
+    let _ = writeln!(
+        drawn,
+        "<text x=\"{left:.0}\" y=\"{0:.0}\" class=\"axis\">0 s</text><text x=\"{right:.0}\" y=\"{0:.0}\" \
+         class=\"axis\" text-anchor=\"end\">{1} s</text>",
+        bottom + 15.0,
+        axis.span.as_secs()
+    );
     let (mut legend_x, mut legend_y) = (x + 8.0, y + height - 24.0);
     for (number, (name, points)) in series.iter().take(SERIES).enumerate() {
         let colour = COLOURS[number];
         let point = |(second, value): &(f64, f64)| {
-            let at = left + (right - left) * second / span.as_secs_f64();
+            let at = left + (right - left) * second / axis.span.as_secs_f64();
             format!("{at:.1},{:.1}", bottom - (bottom - top) * value / scale)
         };
         let points: Vec<_> = points.iter().map(point).collect();
@@ -122,9 +185,9 @@ async fn draw_panel(
             "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.3\" points=\"{}\"/>",
             points.join(" ")
         );
-        let wide = 14.0 + name.chars().count() as f64 * 5.2;
+        let wide = 22.0 + name.chars().count() as f64 * 6.4;
         if legend_x + wide > x + width && legend_x > x + 8.0 {
-            (legend_x, legend_y) = (x + 8.0, legend_y + 12.0);
+            (legend_x, legend_y) = (x + 8.0, legend_y + 15.0);
         }
         if legend_y < y + height {
             let _ = writeln!(
@@ -150,19 +213,39 @@ fn named(legend: &str, labels: &Value) -> String {
     name.join(" ").replace('&', "and").replace('<', "")
 }
 
+/// Returns the least step of an axis that is 1, 2 or 5 times a power of ten, and a whole number where things are
+/// counted.
+fn step(least: f64, unit: &str) -> f64 {
+    let base = match unit {
+        "bytes" if least >= 1_048_576.0 => 1_048_576.0,
+        "bytes" if least >= 1024.0 => 1024.0,
+        "percentunit" => 0.01,
+        _ => 1.0,
+    };
+    if least <= 0.0 {
+        return base;
+    }
+    let power = 10_f64.powf((least / base).log10().floor());
+    let steps = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power * base);
+    let step = steps.into_iter().find(|step| *step >= least).unwrap_or(least);
+    if unit == "short" { step.max(1.0) } else { step }
+}
+
 fn in_unit(value: f64, unit: &str) -> String {
     let short = |value: f64| {
-        let digits = if value >= 100.0 || value == 0.0 {
+        let digits = if value >= 100.0 {
             0
         } else if value >= 1.0 {
             1
         } else {
             2
         };
-        format!("{value:.digits$}")
+        let text = format!("{value:.digits$}");
+        let whole = text.trim_end_matches('0').trim_end_matches('.');
+        if digits == 0 { text } else { whole.to_owned() }
     };
     match unit {
-        "percentunit" => format!("{:.1} %", value * 100.0),
+        "percentunit" => format!("{} %", short(value * 100.0)),
         "s" if value < 1.0 => format!("{} ms", short(value * 1000.0)),
         "s" => format!("{} s", short(value)),
         "bytes" if value >= 1_048_576.0 => format!("{} MiB", short(value / 1_048_576.0)),
