@@ -84,6 +84,8 @@ await run(async (context) => {
   // The link of a conversation is copied, and opens it at another device.
   await context.grantPermissions(["clipboard-read", "clipboard-write"]);
   await choose(page, "apples", "Copy link");
+  await page.getByRole("button", { name: "Copied", exact: true }).waitFor();
+  await page.keyboard.press("Escape");
   const link = await page.evaluate(() => navigator.clipboard.readText());
   const elsewhere = await open(await context.browser().newContext(), link);
   await until(elsewhere, "complete");

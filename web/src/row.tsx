@@ -131,6 +131,10 @@ function Menu(props: {
   const { begin, act } = props;
   const { id, title, pinned = false, archived = false } = props.entry;
   const menu = useRef<HTMLDivElement>(null);
+  // What was copied is seen nowhere, so the menu stays and says it.
+  const [isCopied, setCopied] = useState<boolean>();
+  const linkLabel = isCopied === undefined ? "Copy link" : isCopied ? "Copied" : "Not copied";
+  const copyLink = async () => setCopied(await copy(new URL(`#${id}`, location.href).href));
   useLayoutEffect(() => menu.current?.querySelector("button")?.focus(), []);
   const item = (icon: Parameters<typeof Icon>[0]["name"], label: ComponentChildren, does: () => void) => (
     <button type="button" class="quiet" onClick={does}>
@@ -151,9 +155,7 @@ function Menu(props: {
       {item("archive", archived ? "Take out of the archive" : "Archive", () =>
         act(() => sessions.mark(id, { archived: !archived })),
       )}
-      {item("copy", "Copy link", () =>
-        act(() => copy(new URL(`#${id}`, location.href).href)),
-      )}
+      {item(isCopied === true ? "check" : "copy", <span aria-live="polite">{linkLabel}</span>, copyLink)}
       {item("save", "Save as Markdown", () => act(() => saveMarkdown(id, title || "Untitled")))}
       {item("trash", "Delete", () => begin("delete"))}
     </div>
