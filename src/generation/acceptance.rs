@@ -1,6 +1,7 @@
 //! The acceptance of turns: what is checked before it, the call to Redis, and the retry of a call whose
 //! outcome is unknown.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -16,7 +17,7 @@ use crate::ollama::{ModelRefusal, OllamaError};
 use crate::queue::Room;
 use crate::retry::{Backoff, retry};
 use crate::session::store::{Acceptance, NewTurn, Proposal, StoredSize};
-use crate::session::{Image, Owner, SessionId, StoreError};
+use crate::session::{Feed, Image, Owner, SessionId, StoreError};
 use crate::telemetry::traces::{self, Span};
 
 /// How long the acceptance of a turn is retried after its client got the error that Redis is not
@@ -39,6 +40,8 @@ struct Accepting {
     /// The bytes that the turn stores, about.
     bytes: u64,
     texts: HeldTexts,
+    /// The feed of the session, which is opened meanwhile.
+    feed: Arc<Feed>,
 }
 
 impl Generations {
@@ -101,6 +104,8 @@ impl Generations {
             bytes: size.whole,
             images: std::mem::take(&mut new.attached.images),
             texts,
+            // Only for a turn that is admitted: a refused one costs Redis nothing more.
+            feed: self.feeds.prepare(owner, session, new.begins_session()),
         };
         let accepted = Box::pin(self.accept_and_record(owner, session, &accepting)).await;
         if let Err(StoreError::Full) = &accepted
@@ -314,7 +319,7 @@ impl Generations {
 
     /// Has Redis accept a turn, and runs the turn if it is new.
     async fn accept(&self, accepting: &Accepting) -> Result<Submitted, StoreError> {
-        let Accepting { proposal, images, texts, .. } = accepting;
+        let Accepting { proposal, images, texts, feed, .. } = accepting;
         match self.store.accept(proposal).await? {
             Acceptance::New { turn, began, before, created } => {
                 let generation = turn.generation;
@@ -323,7 +328,7 @@ impl Generations {
                 }
                 let state =
                     if began { TurnState::Running { writers: 1 } } else { TurnState::Waiting };
-                self.run(turn, state, texts.clone());
+                self.run(turn, state, texts.clone(), Some(Arc::clone(feed)));
                 Ok(Submitted {
                     generation,
                     before: Some(before),

@@ -59,7 +59,7 @@ use crate::session::model::Failure;
 use crate::session::store::{
     self, Cancellation, Clearing, Selection, SessionChange, Transfer, Update,
 };
-use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
+use crate::session::{Cursor, Feed, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 use crate::source::SourceKey;
 use crate::telemetry::metric;
 
@@ -358,16 +358,23 @@ impl Generations {
     /// Runs a turn of another replica, or one that a failover lost, in a task of its own.
     fn run_again(&self, turn: Arc<store::Turn>, state: TurnState) {
         let texts = self.texts.take_if_free(&turn.owner, &turn.spec.source, turn.memory());
-        self.run(turn, state, texts);
+        self.run(turn, state, texts, None);
     }
 
-    /// Runs a turn in a task of its own, which holds the room of its texts.
-    fn run(&self, turn: Arc<store::Turn>, state: TurnState, texts: HeldTexts) {
+    /// Runs a turn in a task of its own, which holds the room of its texts, and the feed that was prepared
+    /// for it.
+    fn run(
+        &self,
+        turn: Arc<store::Turn>,
+        state: TurnState,
+        texts: HeldTexts,
+        prepared: Option<Arc<Feed>>,
+    ) {
         self.copies.send(&self.store, &RedoEntry::Accepted(Arc::clone(&turn)));
         let listed = panics::Listed::new(self.clone(), turn.generation);
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(catch_panic("turn", async move {
-            let _held = (listed, texts);
+            let _held = (listed, texts, prepared);
             let unheard = Arc::clone(&turn);
             tokio::select! {
                 () = panics::run(&generations, turn, state) => {}
