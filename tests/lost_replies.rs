@@ -17,7 +17,7 @@ use support::redis::RedisServer;
 async fn a_takeover_whose_reply_is_lost_is_made_again_at_once_and_has_one_writer() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "50"]);
-    let lossy = ReplyLoser::start(&redis.url(), "jarvis_claim_1").await;
+    let lossy = ReplyLoser::start(&redis.url(), "jarvis_claim_1", 1).await;
     let answering = jarvis(&redis.url(), &ollama.url, &[]);
     let taking_over = jarvis(&lossy.url, &ollama.url, &[]);
     for replica in [&answering, &taking_over] {
