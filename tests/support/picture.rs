@@ -185,7 +185,7 @@ async fn draw_panel(
             "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.3\" points=\"{}\"/>",
             points.join(" ")
         );
-        let wide = 22.0 + name.chars().count() as f64 * 6.4;
+        let wide = 22.0 + name.chars().count() as f64 * 7.2;
         if legend_x + wide > x + width && legend_x > x + 8.0 {
             (legend_x, legend_y) = (x + 8.0, legend_y + 15.0);
         }
