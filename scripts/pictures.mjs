@@ -16,10 +16,10 @@ const { chromium } = createRequire(`${root}web/`)("playwright-core");
 const [base, token] = process.argv.slice(2);
 
 const TITLES = [
-  "Rust lifetimes in an iterator",
+  "Lifetimes in Rust",
   "A week in Lisbon, by tram",
-  "Why is the sky dark at night?",
-  "Sourdough at 75 % hydration",
+  "A dark night sky",
+  "Sourdough",
 ];
 const QUESTION = "How can a queue stay fair when one person opens forty sessions?";
 
@@ -55,7 +55,11 @@ const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
   args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
 });
-const page = await browser.newPage({ viewport: { width: 1000, height: 700 }, deviceScaleFactor: 2 });
+const page = await browser.newPage({
+  viewport: { width: 1080, height: 760 },
+  deviceScaleFactor: 2,
+  reducedMotion: "reduce",
+});
 await page.goto(base);
 await page.locator(".account").click();
 await page.getByLabel("Token or API key").fill(token);
@@ -68,11 +72,19 @@ await page.locator(".facts", { hasText: "continued after an interruption" }).wai
 // In another conversation an answer is being written. Nobody waits for its reply.
 const long = { session_id: idOf(TITLES[2]), message: "[[tokens=6000]] at length", stream: true };
 await call("POST", "", JSON.stringify(long));
+const named = (await (await call("GET", "sessions")).json()).sessions;
+const asked = named.find(({ title }) => title === QUESTION);
+await call("PATCH", `sessions/${asked.session_id}`, JSON.stringify({ title: "A fair queue" }));
 await page.reload();
 await page.waitForSelector(".hljs-keyword");
 await page.waitForSelector(".badge.running");
 await page.mouse.move(700, 20);
-await page.locator("#question").focus();
+await page.locator("#question").blur();
+const fits = await page.evaluate(() => {
+  const { scrollHeight, clientHeight } = document.querySelector(".scroller");
+  return scrollHeight <= clientHeight;
+});
+if (!fits) throw new Error("the conversation does not fit into the picture");
 for (const colorScheme of ["light", "dark"]) {
   await page.emulateMedia({ colorScheme });
   await page.waitForTimeout(300);

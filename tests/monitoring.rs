@@ -274,7 +274,7 @@ async fn the_dashboard_is_drawn_from_the_data_of_a_real_run() {
     breaks("a host is away", 12, &|| fleet.hosts[0].restart().expect("a host")).await;
     pause(15).await;
     fleet.replicas[2].kill();
-    breaks("a replica is killed", 8, &|| fleet.replicas[2].restart().expect("a replica")).await;
+    breaks("a replica is gone", 8, &|| fleet.replicas[2].restart().expect("a replica")).await;
     pause(12).await;
     fleet.redis.kill();
     breaks("Redis is away", 4, &|| fleet.redis.restart()).await;

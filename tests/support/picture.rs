@@ -14,7 +14,9 @@ const WIDTH: f64 = 1260.0;
 const STAT: f64 = 84.0;
 const CHART: f64 = 210.0;
 const GAP: f64 = 10.0;
-/// Series of one panel that are drawn, at most; the others are counted.
+/// Seconds between two points of a series that are joined, at most.
+const LONGEST_STEP: f64 = 3.0;
+/// Series of one panel that are drawn, at most.
 const SERIES: usize = 8;
 const COLOURS: [&str; SERIES] =
     ["#3274d9", "#37872d", "#e0b400", "#c4162a", "#8f3bb8", "#0f8a8a", "#fa6400", "#7f7f7f"];
@@ -50,9 +52,11 @@ impl TimeAxis<'_> {
         let (begin, end) = (at(fault.time.start), at(fault.time.end));
         format!(
             "<rect x=\"{begin:.0}\" y=\"{top:.0}\" width=\"{:.0}\" height=\"{:.0}\" fill=\"#c4162a\" \
-             opacity=\"0.12\"/>",
+             opacity=\"0.12\"/><text x=\"{:.0}\" y=\"{:.0}\" class=\"fault\">{number}</text>",
             (end - begin).max(2.0),
-            bottom - top
+            bottom - top,
+            f64::midpoint(begin, end),
+            top + 11.0
         )
     }
 }
@@ -95,7 +99,8 @@ pub async fn draw(prometheus: &Prometheus, span: Duration, faults: &[Fault]) -> 
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {y}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n<style>.row{{font-size:16px;font-weight:bold}}\
-         .title{{font-weight:bold}}.stat{{font-size:26px}}.axis{{fill:#555;font-size:12px}}</style>\n\
+         .title{{font-weight:bold}}.stat{{font-size:26px}}.axis{{fill:#555;font-size:12px}}\
+         .fault{{fill:#c4162a;font-size:11px;text-anchor:middle}}</style>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#f4f5f5\"/>\n{body}</svg>\n"
     )
 }
@@ -103,8 +108,8 @@ pub async fn draw(prometheus: &Prometheus, span: Duration, faults: &[Fault]) -> 
 /// Returns the line that says what the columns of the charts are.
 fn legend_of(axis: &TimeAxis<'_>) -> String {
     let seconds = |moment| axis.share(moment) * axis.span.as_secs_f64();
-    let faults = axis.faults.iter().map(|Fault { name, time }| {
-        format!("{name} from {:.0} to {:.0} s", seconds(time.start), seconds(time.end))
+    let faults = (1..).zip(axis.faults).map(|(number, Fault { name, time })| {
+        format!("{number}: {name} from {:.0} to {:.0} s", seconds(time.start), seconds(time.end))
     });
     let text = faults.collect::<Vec<_>>().join(" · ");
     format!(
@@ -151,8 +156,8 @@ async fn draw_panel(
     let most = most.fold(0.0_f64, f64::max);
     let scale = 2.0 * step(most / 2.0, &panel.unit);
     let (left, right, top, bottom) = (x + 72.0, x + width - 12.0, y + 28.0, y + height - 66.0);
-    for fault in axis.faults {
-        drawn += &axis.column(fault, (left, right), (top, bottom));
+    for (number, fault) in (1..).zip(axis.faults) {
+        drawn += &axis.column(number, fault, (left, right), (top, bottom));
     }
     for share in [0.0, 0.5, 1.0] {
         let at = bottom - (bottom - top) * share;
@@ -179,15 +184,28 @@ async fn draw_panel(
             let at = left + (right - left) * second / axis.span.as_secs_f64();
             format!("{at:.1},{:.1}", bottom - (bottom - top) * value / scale)
         };
-        let points: Vec<_> = points.iter().map(point).collect();
-        let _ = writeln!(
-            drawn,
-            "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.3\" points=\"{}\"/>",
-            points.join(" ")
-        );
-        let wide = 22.0 + name.chars().count() as f64 * 7.2;
+        // Where there are no data, there is no line.
+        for points in points.chunk_by(|(one, _), (next, _)| next - one <= LONGEST_STEP) {
+            let points: Vec<_> = points.iter().map(point).collect();
+            let _ = writeln!(
+                drawn,
+                "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.3\" points=\"{}\"/>",
+                points.join(" ")
+            );
+        }
+        let wide = 22.0 + name.chars().count() as f64 * 7.4;
         if legend_x + wide > x + width && legend_x > x + 8.0 {
             (legend_x, legend_y) = (x + 8.0, legend_y + 15.0);
+        }
+        // In the last row the last name stands for those for which there is no room.
+        let rest = series.len() - number - 1;
+        if legend_y + 15.0 >= y + height && legend_x + 2.0 * wide > x + width && rest > 0 {
+            let more = format!(
+                "<text x=\"{legend_x:.0}\" y=\"{legend_y:.0}\" class=\"axis\">+ {} more</text>",
+                rest + 1
+            );
+            drawn += &more;
+            legend_y += height;
         }
         if legend_y < y + height {
             let _ = writeln!(
