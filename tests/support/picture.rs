@@ -44,6 +44,7 @@ impl TimeAxis<'_> {
     /// Returns a fault as a column between two heights, for a chart from `left` to `right`.
     fn column(
         &self,
+        number: usize,
         fault: &Fault,
         (left, right): (f64, f64),
         (top, bottom): (f64, f64),
