@@ -105,7 +105,7 @@ impl Generations {
             images: std::mem::take(&mut new.attached.images),
             texts,
             // Only for a turn that is admitted: a refused one costs Redis nothing more.
-            feed: self.feeds.prepare(owner, session, new.begins_session()),
+            feed: self.feeds.prepare(owner, session),
         };
         let accepted = Box::pin(self.accept_and_record(owner, session, &accepting)).await;
         if let Err(StoreError::Full) = &accepted

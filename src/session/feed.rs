@@ -227,14 +227,14 @@ impl Feeds {
     }
 
     /// Begins to open the feed of a session, as [`Feeds::join`] does, and returns it at once: who joins it
-    /// waits only for the rest. A session whose id was just drawn (`is_new`) has nothing to read.
-    pub fn prepare(&self, owner: &Owner, session: SessionId, is_new: bool) -> Arc<Feed> {
+    /// waits only for the rest.
+    pub fn prepare(&self, owner: &Owner, session: SessionId) -> Arc<Feed> {
         let feed = self.inner.feed(owner, session);
         if !feed.subscription.initialized() {
             let (feeds, prepared) = (self.clone(), Arc::clone(&feed));
             spawn_caught("feed", async move {
                 // Who joins it tries again, and gets the error.
-                if let Err(error) = feeds.subscribe(&prepared, !is_new).await {
+                if let Err(error) = feeds.open(prepared).await {
                     tracing::debug!(%error, "feed not opened yet");
                 }
             });
@@ -243,26 +243,20 @@ impl Feeds {
     }
 
     async fn open(&self, feed: Arc<Feed>) -> Result<Arc<Feed>, StoreError> {
-        self.subscribe(&feed, true).await?;
+        let session = feed.session;
+        feed.subscription
+            .get_or_try_init(|| async {
+                let subscription = match self.inner.subscriptions.get() {
+                    Some(subscriptions) => {
+                        Some(subscriptions.subscribe(&store::channel(session)).await?)
+                    }
+                    None => None,
+                };
+                // The subscription comes first, so that no hint falls between it and the read.
+                feed.read(&self.inner.store).await.map(|_| subscription)
+            })
+            .await?;
         Ok(feed)
-    }
-
-    /// Subscribes a feed to its channel once, and reads it.
-    async fn subscribe(&self, feed: &Arc<Feed>, reads: bool) -> Result<(), StoreError> {
-        let subscribed = feed.subscription.get_or_try_init(|| async {
-            let subscription = match self.inner.subscriptions.get() {
-                Some(subscriptions) => {
-                    Some(subscriptions.subscribe(&store::channel(feed.session)).await?)
-                }
-                None => None,
-            };
-            // The subscription comes first, so that no hint falls between it and the read.
-            if reads {
-                feed.read(&self.inner.store).await?;
-            }
-            Ok(subscription)
-        });
-        subscribed.await.map(drop)
     }
 }
 

@@ -66,11 +66,6 @@ impl NewTurn {
         Self { spec, content, conversation: None, attached: Attached::default(), key: None }
     }
 
-    /// Returns whether the id of its session was drawn for this turn: with a key it may be that of a repeat.
-    pub fn begins_session(&self) -> bool {
-        self.conversation.is_some() && self.key.is_none()
-    }
-
     /// Returns the bytes that the turn takes as it is stored. A text in JSON takes up to six times its
     /// length.
     pub fn stored_size(&self) -> StoredSize {
