@@ -443,7 +443,7 @@ async fn items_are_added_outside_of_responses_and_the_model_gets_them_with_the_n
 async fn items_that_may_have_been_added_are_not_added_again_by_an_sdk() {
     let fleet = Fleet::start(1, &["--rate", "2000"], &[]).await;
     let id = new_conversation(&fleet.replicas[0], &json!({})).await;
-    // A call whose reply is lost is made once more by itself.
+    // The Redis client repeats a call once where the reply is lost.
     let lossy = ReplyLoser::start(&fleet.redis.url(), "jarvis_add_messages_1", 2).await;
     let replica = jarvis(&lossy.url, &fleet.ollama.url, &[]);
     until_ok(&replica, "/health/ready").await;

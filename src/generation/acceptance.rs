@@ -104,7 +104,7 @@ impl Generations {
             bytes: size.whole,
             images: std::mem::take(&mut new.attached.images),
             texts,
-            // Only for a turn that is admitted: a refused one costs Redis nothing more.
+            // A turn that the checks above refuse opens no feed; one that `accept` refuses does.
             feed: self.feeds.prepare(owner, session),
         };
         let accepted = Box::pin(self.accept_and_record(owner, session, &accepting)).await;

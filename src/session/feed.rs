@@ -226,14 +226,14 @@ impl Feeds {
         self.open(feed).await
     }
 
-    /// Begins to open the feed of a session, as [`Feeds::join`] does, and returns it at once: who joins it
-    /// waits only for the rest.
+    /// Begins to open the feed of a session, as [`Feeds::join`] does, and returns the feed at once. A caller
+    /// that joins the feed waits only until it is open.
     pub fn prepare(&self, owner: &Owner, session: SessionId) -> Arc<Feed> {
         let feed = self.inner.feed(owner, session);
         if !feed.subscription.initialized() {
             let (feeds, prepared) = (self.clone(), Arc::clone(&feed));
             spawn_caught("feed", async move {
-                // Who joins it tries again, and gets the error.
+                // A caller that joins the feed tries again, and gets the error.
                 if let Err(error) = feeds.open(prepared).await {
                     tracing::debug!(%error, "feed not opened yet");
                 }
